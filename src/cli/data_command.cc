@@ -1,0 +1,7 @@
+#include "cli/commands.h"
+
+namespace tessera::cli {
+
+void RegisterData(CLI::App& /*app*/, Outcome& /*outcome*/) {}
+
+}  // namespace tessera::cli
