@@ -1,0 +1,8 @@
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/table.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+void FillAttention(KernelTable& /*table*/) {}
+
+}  // namespace tessera::kernels::TESSERA_ISA

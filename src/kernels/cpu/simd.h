@@ -1,0 +1,191 @@
+// Vectors of floats for the CPU kernels. Each kernel file is compiled once per instruction set with
+// TESSERA_ISA naming the namespace (generic, avx2, avx512, avx512_bf16); everything here lives in
+// that namespace, so objects built for different sets never share a function.
+//
+// Rules for files that include this: no standard containers, algorithms or other inline functions
+// with external linkage that the linker could share between objects; arguments come in plain
+// structs; -ffp-contract=off holds, so a fused multiply-add is one exactly where Fma is called.
+#pragma once
+
+#ifndef TESSERA_ISA
+#error "compile kernel files through tessera_isa_kernels (src/kernels/CMakeLists.txt)"
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "base/threads.h"
+#include "tensor/dtype.h"
+
+#define TESSERA_INLINE [[gnu::always_inline]] inline
+
+namespace tessera::kernels::TESSERA_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int64_t kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int64_t kLanes = 8;
+#else
+inline constexpr int64_t kLanes = 4;
+#endif
+
+typedef float F32 __attribute__((vector_size(kLanes * 4)));
+typedef int32_t I32 __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t U32 __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t U16 __attribute__((vector_size(kLanes * 2)));
+
+TESSERA_INLINE F32 Set(float x) { return F32{} + x; }
+TESSERA_INLINE F32 Zero() { return F32{}; }
+
+TESSERA_INLINE F32 Load(const float* p) {
+  F32 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+TESSERA_INLINE void Store(float* p, F32 v) { std::memcpy(p, &v, sizeof(v)); }
+
+TESSERA_INLINE F32 FromBits(U32 bits) { return (F32)bits; }
+TESSERA_INLINE U32 Bits(F32 v) { return (U32)v; }
+
+TESSERA_INLINE F32 Load(const bf16* p) {
+  U16 half;
+  std::memcpy(&half, p, sizeof(half));
+  return FromBits(__builtin_convertvector(half, U32) << 16);
+}
+
+// Round to nearest even; NaN stays a quiet NaN.
+TESSERA_INLINE U16 ToBf16Bits(F32 v) {
+  const U32 bits = Bits(v);
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U32 quiet = (bits >> 16) | 0x40u;
+  const U32 is_nan = (U32)(v != v);  // all ones where NaN
+  return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), U16);
+}
+TESSERA_INLINE void Store(bf16* p, F32 v) {
+  const U16 half = ToBf16Bits(v);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+// The first n (< kLanes) elements; the rest are `fill`. Nothing past them is touched.
+TESSERA_INLINE F32 LoadPartial(const float* p, int64_t n, float fill = 0.0f) {
+  float buffer[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) buffer[i] = fill;
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return Load(buffer);
+}
+TESSERA_INLINE F32 LoadPartial(const bf16* p, int64_t n, float fill = 0.0f) {
+  float buffer[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) buffer[i] = fill;
+  for (int64_t i = 0; i < n; ++i) buffer[i] = ToFloat(p[i]);
+  return Load(buffer);
+}
+TESSERA_INLINE void StorePartial(float* p, F32 v, int64_t n) {
+  float buffer[kLanes];
+  Store(buffer, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+TESSERA_INLINE void StorePartial(bf16* p, F32 v, int64_t n) {
+  bf16 buffer[kLanes];
+  Store(buffer, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// a * b + c, rounded once where the set has the instruction.
+TESSERA_INLINE F32 Fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+TESSERA_INLINE F32 Select(I32 mask, F32 a, F32 b) { return mask ? a : b; }
+TESSERA_INLINE F32 Max(F32 a, F32 b) { return a > b ? a : b; }
+TESSERA_INLINE F32 Min(F32 a, F32 b) { return a < b ? a : b; }
+TESSERA_INLINE F32 Abs(F32 v) { return FromBits(Bits(v) & 0x7fffffffu); }
+
+TESSERA_INLINE F32 Sqrt(F32 v) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (F32)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+  return (F32)_mm_sqrt_ps((__m128)v);
+#else
+  F32 out;
+  for (int64_t i = 0; i < kLanes; ++i) out[i] = __builtin_sqrtf(v[i]);
+  return out;
+#endif
+}
+
+// Sums of lanes in one fixed pairwise tree.
+TESSERA_INLINE float Sum(F32 v) {
+  float buffer[kLanes];
+  Store(buffer, v);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) buffer[i] += buffer[i + half];
+  }
+  return buffer[0];
+}
+TESSERA_INLINE float MaxLane(F32 v) {
+  float buffer[kLanes];
+  Store(buffer, v);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      buffer[i] = buffer[i] > buffer[i + half] ? buffer[i] : buffer[i + half];
+    }
+  }
+  return buffer[0];
+}
+
+// e^x to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial (Taylor coefficients
+// adjusted at the end of the interval are not needed at this width), scaled by 2^n. Below -87.3 the result is 0, above 88.7 it
+// saturates at the largest finite power.
+TESSERA_INLINE F32 Exp(F32 x) {
+  const F32 low = Set(-87.33654f), high = Set(88.72283f);
+  const I32 under = x < low;
+  const F32 clamped = Min(Max(x, low), high);
+  const F32 magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const F32 shifted = Fma(clamped, Set(1.44269504088896341f), magic);
+  const F32 n = shifted - magic;
+  F32 r = Fma(n, Set(-0.693145751953125f), clamped);
+  r = Fma(n, Set(-1.42860682030941723e-6f), r);
+  F32 p = Set(1.0f / 720.0f);
+  p = Fma(p, r, Set(1.0f / 120.0f));
+  p = Fma(p, r, Set(1.0f / 24.0f));
+  p = Fma(p, r, Set(1.0f / 6.0f));
+  p = Fma(p, r, Set(0.5f));
+  p = Fma(p, r, Set(1.0f));
+  p = Fma(p, r, Set(1.0f));
+  // 2^n through the exponent bits, in two halves so that n = 128 does not overflow on the way.
+  const I32 whole = (I32)Bits(shifted) - (I32)Bits(magic);
+  const I32 half = whole >> 1;
+  const F32 scale1 = FromBits((U32)((half + 127) << 23));
+  const F32 scale2 = FromBits((U32)((whole - half + 127) << 23));
+  return Select(under, Zero(), p * scale1 * scale2);
+}
+
+TESSERA_INLINE F32 Sigmoid(F32 x) { return Set(1.0f) / (Set(1.0f) + Exp(-x)); }
+
+// tanh x: a Taylor polynomial near 0 (where 1 - 2/(e^2x + 1) cancels), else through Exp.
+TESSERA_INLINE F32 Tanh(F32 x) {
+  const F32 x2 = x * x;
+  F32 p = Set(-1382.0f / 155925.0f);
+  p = Fma(p, x2, Set(62.0f / 2835.0f));
+  p = Fma(p, x2, Set(-17.0f / 315.0f));
+  p = Fma(p, x2, Set(2.0f / 15.0f));
+  p = Fma(p, x2, Set(-1.0f / 3.0f));
+  const F32 small = Fma(p * x2, x, x);
+  const F32 clamped = Min(Max(x, Set(-10.0f)), Set(10.0f));
+  const F32 large = Set(1.0f) - Set(2.0f) / (Exp(clamped + clamped) + Set(1.0f));
+  return Select(Abs(x) < Set(0.3f), small, large);
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

@@ -1,0 +1,107 @@
+// The public functions of the op headers: each calls the active instruction set's variant.
+#include "base/error.h"
+#include "kernels/cpu/table.h"
+
+namespace tessera::kernels {
+
+int64_t GemmWorkspaceBytes(int num_threads) {
+  return ActiveTable().gemm_workspace_bytes(num_threads);
+}
+void Gemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
+  TESSERA_CHECK(!args.accumulate || args.c_dtype == DType::kF32);
+  if (args.m == 0 || args.n == 0) return;
+  ActiveTable().gemm(args, workspace, pool);
+}
+void GemmBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& pool) {
+  ActiveTable().gemm_batch(args, count, workspace, pool);
+}
+int64_t PackedBBytes(int64_t k, int64_t n, DType storage, Compute compute) {
+  return ActiveTable().packed_b_bytes(k, n, storage, compute);
+}
+void PackB(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute compute, void* packed,
+           ThreadPool& pool) {
+  ActiveTable().pack_b(b, k, n, storage, compute, packed, pool);
+}
+
+int64_t AttentionWorkspaceBytes(const AttentionShape& shape, int num_threads) {
+  return ActiveTable().attention_workspace_bytes(shape, num_threads);
+}
+void AttentionForward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
+  ActiveTable().attention_forward(args, workspace, pool);
+}
+void AttentionBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
+  ActiveTable().attention_backward(args, workspace, pool);
+}
+int64_t AttentionDecodeWorkspaceBytes(const AttentionDecodeArgs& args, int num_threads) {
+  return ActiveTable().attention_decode_workspace_bytes(args, num_threads);
+}
+void AttentionDecode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) {
+  ActiveTable().attention_decode(args, workspace, pool);
+}
+
+void NormForward(const NormForwardArgs& args, ThreadPool& pool) {
+  TESSERA_CHECK(args.residual == nullptr || args.sum != nullptr);
+  ActiveTable().norm_forward(args, pool);
+}
+void NormBackward(const NormBackwardArgs& args, ThreadPool& pool) {
+  ActiveTable().norm_backward(args, pool);
+}
+void ActivationForward(const ActivationArgs& args, ThreadPool& pool) {
+  ActiveTable().activation_forward(args, pool);
+}
+void ActivationBackward(const ActivationArgs& args, ThreadPool& pool) {
+  ActiveTable().activation_backward(args, pool);
+}
+void EmbeddingForward(const EmbeddingForwardArgs& args, ThreadPool& pool) {
+  ActiveTable().embedding_forward(args, pool);
+}
+void EmbeddingBackward(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
+  ActiveTable().embedding_backward(args, pool);
+}
+void QkvForward(const QkvArgs& args, ThreadPool& pool) {
+  TESSERA_CHECK(args.in != args.out || (args.norm == QkNorm::kNone && args.clip == 0));
+  ActiveTable().qkv_forward(args, pool);
+}
+void QkvBackward(const QkvBackwardArgs& args, ThreadPool& pool) {
+  ActiveTable().qkv_backward(args, pool);
+}
+void CrossEntropy(const CrossEntropyArgs& args, ThreadPool& pool) {
+  ActiveTable().cross_entropy(args, pool);
+}
+void AdamW(const AdamWArgs& args, ThreadPool& pool) { ActiveTable().adamw(args, pool); }
+void Lion(const LionArgs& args, ThreadPool& pool) { ActiveTable().lion(args, pool); }
+double SumSquares(const float* x, int64_t n, double* partials, ThreadPool& pool) {
+  return ActiveTable().sum_squares(x, n, partials, pool);
+}
+void CastToBf16(const float* x, bf16* y, int64_t n, Rounding rounding, const RngKey& key,
+                int64_t first_index, ThreadPool& pool) {
+  ActiveTable().cast_to_bf16(x, y, n, rounding, key, first_index, pool);
+}
+void CastToFloat(const bf16* x, float* y, int64_t n, ThreadPool& pool) {
+  ActiveTable().cast_to_float(x, y, n, pool);
+}
+void Fill(float* x, float value, int64_t n, ThreadPool& pool) {
+  ActiveTable().fill(x, value, n, pool);
+}
+void Scale(float* x, float factor, int64_t n, ThreadPool& pool) {
+  ActiveTable().scale(x, factor, n, pool);
+}
+void AddScaled(float a, const float* x, float* y, int64_t n, ThreadPool& pool) {
+  ActiveTable().add_scaled(a, x, y, n, pool);
+}
+void Blend(float a, const float* x, float b, float* y, int64_t n, ThreadPool& pool) {
+  ActiveTable().blend(a, x, b, y, n, pool);
+}
+void AddActivation(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool) {
+  ActiveTable().add_activation(x, y, n, dtype, pool);
+}
+void ColumnSum(const void* x, int64_t rows, int64_t cols, int64_t ld, DType dtype, float* out,
+               ThreadPool& pool) {
+  ActiveTable().column_sum(x, rows, cols, ld, dtype, out, pool);
+}
+void Dropout(const void* x, void* y, int64_t n, DType dtype, float p, const RngKey& key,
+             int64_t first_index, ThreadPool& pool) {
+  ActiveTable().dropout(x, y, n, dtype, p, key, first_index, pool);
+}
+
+}  // namespace tessera::kernels

@@ -1,0 +1,54 @@
+// LayerNorm and RMSNorm, fused with the residual addition before them.
+//
+// LayerNorm: xh = (x - mean) rstd, rstd = 1/sqrt(var + eps) (biased variance), y = xh g + b.
+// RMSNorm:   xh = x rstd, rstd = 1/sqrt(mean(x^2) + eps), y = xh g.
+// Backward with q = dy g: dx = rstd (q - mean(q) - xh mean(q xh)), without mean(q) for RMSNorm;
+// dg += dy xh; db += dy.
+// Traffic: forward reads x (and residual) and writes y (and sum); backward reads x, dy, dx and
+// writes dx. Gains' gradients are chains over rows in increasing order, continued from the values
+// in dgain and dbias: bits depend neither on threads nor on how rows are cut into calls.
+#pragma once
+
+#include <cstdint>
+
+#include "base/threads.h"
+#include "tensor/dtype.h"
+
+namespace tessera::kernels {
+
+enum class NormKind { kLayerNorm, kRmsNorm };
+
+struct NormForwardArgs {
+  NormKind kind = NormKind::kLayerNorm;
+  int64_t rows = 0, width = 0;
+  float eps = 1e-5f;
+  DType dtype = DType::kF32;       // of x, residual, sum, y
+  const void* x = nullptr;         // [rows, width]
+  const void* residual = nullptr;  // [rows, width] or null; the norm's input is residual + x
+  void* sum = nullptr;             // residual + x, rounded to dtype; may alias residual or x; needed with residual
+  const float* gain = nullptr;     // [width], or null for ones
+  const float* bias = nullptr;     // [width], or null
+  void* y = nullptr;               // [rows, width]
+  float* mean = nullptr;           // [rows], LayerNorm only; null when no backward follows
+  float* rstd = nullptr;           // [rows]; null when no backward follows
+  bool low_precision = false;      // round the normalised value and each following step to dtype
+};
+
+struct NormBackwardArgs {
+  NormKind kind = NormKind::kLayerNorm;
+  int64_t rows = 0, width = 0;
+  DType dtype = DType::kF32;
+  const void* x = nullptr;   // the norm's input (sum in the fused form)
+  const void* dy = nullptr;
+  const float* gain = nullptr;
+  const float* mean = nullptr, *rstd = nullptr;
+  void* dx = nullptr;            // [rows, width]
+  bool accumulate_dx = false;    // dx += ..., where dx holds the residual stream's gradient
+  float* dgain = nullptr;        // [width], accumulated; null without gain
+  float* dbias = nullptr;        // [width], accumulated; null without bias
+};
+
+void NormForward(const NormForwardArgs& args, ThreadPool& pool);
+void NormBackward(const NormBackwardArgs& args, ThreadPool& pool);
+
+}  // namespace tessera::kernels
