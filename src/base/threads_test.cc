@@ -1,0 +1,94 @@
+#include "base/threads.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+namespace tessera {
+namespace {
+
+TEST(ThreadPoolTest, EveryThreadRunsOnceARegion) {
+  for (const int threads : {1, 2, 3, 5}) {
+    ThreadPool pool(threads);
+    ASSERT_EQ(pool.num_threads(), threads);
+    // Plain integers: ThreadSanitizer shows a missing order between region and caller.
+    std::vector<int> calls(static_cast<size_t>(threads), 0);
+    for (int region = 0; region < 200; ++region) {
+      pool.Run([&](int thread) { ++calls[static_cast<size_t>(thread)]; });
+    }
+    for (const int count : calls) EXPECT_EQ(count, 200);
+  }
+}
+
+TEST(ThreadPoolTest, WorkersThatFellAsleepWakeUp) {
+  ThreadPool pool(3);
+  std::vector<int> calls(3, 0);
+  for (int region = 0; region < 5; ++region) {
+    // Longer than a worker spins before it sleeps.
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    pool.Run([&](int thread) { ++calls[static_cast<size_t>(thread)]; });
+  }
+  EXPECT_EQ(calls, (std::vector<int>{5, 5, 5}));
+}
+
+TEST(ThreadPoolTest, RangesCoverEveryIndexOnceAndKeepTheGrain) {
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    for (const int64_t n : {0, 1, 2, 7, 64, 65, 1000}) {
+      for (const int64_t grain : {1, 16, 100}) {
+        std::vector<int> seen(static_cast<size_t>(n), 0);
+        std::atomic<int> bad_cuts{0};
+        pool.ParallelForGrain(n, grain, [&](int64_t begin, int64_t end) {
+          if (begin % grain != 0 || (end % grain != 0 && end != n)) bad_cuts.fetch_add(1);
+          for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+        });
+        EXPECT_EQ(bad_cuts.load(), 0) << "n=" << n << " grain=" << grain;
+        EXPECT_EQ(seen, std::vector<int>(static_cast<size_t>(n), 1)) << "n=" << n;
+      }
+    }
+  }
+}
+
+TEST(ThreadPoolTest, WhatOneRegionWritesTheNextReads) {
+  ThreadPool pool(3);
+  constexpr int64_t kSize = 999;
+  std::vector<int64_t> a(kSize);
+  std::vector<int64_t> b(kSize);
+  for (int64_t round = 0; round < 20; ++round) {
+    pool.ParallelFor(kSize, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) a[static_cast<size_t>(i)] = i + round;
+    });
+    // Reads across the former cuts.
+    pool.ParallelFor(kSize, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        b[static_cast<size_t>(i)] = a[static_cast<size_t>(kSize - 1 - i)];
+      }
+    });
+    EXPECT_EQ(b[0], kSize - 1 + round);
+    EXPECT_EQ(b[kSize - 1], round);
+  }
+}
+
+TEST(ThreadPoolTest, PoolsOfSeveralThreadsWorkBesideEachOther) {
+  std::atomic<int64_t> sum{0};
+  std::vector<std::thread> owners;
+  for (int owner = 0; owner < 3; ++owner) {
+    owners.emplace_back([&] {
+      ThreadPool pool(2);
+      for (int region = 0; region < 50; ++region) pool.Run([&](int) { sum.fetch_add(1); });
+    });
+  }
+  for (std::thread& owner : owners) owner.join();
+  EXPECT_EQ(sum.load(), 3 * 2 * 50);
+}
+
+TEST(ThreadPoolTest, DefaultTakesTheAvailableCores) {
+  EXPECT_GE(AvailableCores(), 1);
+  EXPECT_EQ(ThreadPool().num_threads(), AvailableCores());
+}
+
+}  // namespace
+}  // namespace tessera
