@@ -61,7 +61,9 @@ struct ModelConfig {
   bool document_mask = false;  // attention stays inside a document of a packed sequence
 
   bool tie_embeddings = true;
-  double embedding_scale = 1.0;  // applied to the embedding's output where not 1
+  // Adds a second embedding, of the hashed pair (previous token, token), with this many rows: cheap
+  // in compute, worth a layer or two in a short run. 0: none.
+  int64_t bigram_buckets = 0;
   double logit_scale = 1.0;
   double logit_softcap = 0;
 
