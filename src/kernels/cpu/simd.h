@@ -39,7 +39,8 @@ typedef int32_t I32 __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t U32 __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t U16 __attribute__((vector_size(kLanes * 2)));
 
-TESSERA_INLINE F32 Set(float x) { return F32{} + x; }
+// x - 0 is x for every x (x + 0 is not: -0), so this is one broadcast.
+TESSERA_INLINE F32 Set(float x) { return x - F32{}; }
 TESSERA_INLINE F32 Zero() { return F32{}; }
 
 TESSERA_INLINE F32 Load(const float* p) {
