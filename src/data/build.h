@@ -1,12 +1,12 @@
 // Documents to a tokenized dataset: read, split, tokenize in parallel, write MDS shards.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -49,7 +49,6 @@ struct BuildOptions {
   int64_t shard_bytes = int64_t{1} << 26;       // An MDS shard's size limit.
   int64_t max_document_bytes = int64_t{1} << 30;  // Also after decompression.
   bool overwrite = false;
-  const std::atomic<bool>* cancel = nullptr;  // Set from a signal handler to stop early.
 };
 
 struct BuildProgress {
@@ -61,7 +60,7 @@ struct BuildProgress {
 };
 using BuildProgressFn = std::function<void(const BuildProgress&)>;
 
-// Builds beside `output` and renames at the end, so that an interrupted build leaves what was
+// Polls StopRequested() of base/signals.h. Builds beside `output` and renames at the end, so that an interrupted build leaves what was
 // there. Returns at once (up_to_date) when `output` was built from the same inputs and options;
 // refuses to replace another dataset unless `overwrite`.
 Result<DatasetInfo> BuildDataset(const BuildOptions& options, const BuildProgressFn& progress = {});

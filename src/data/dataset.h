@@ -33,8 +33,8 @@ struct SourceInfo {
   int64_t documents = 0;        // Read, each once.
   int64_t bytes = 0;            // Of their texts.
   int64_t empty_documents = 0;  // Left out.
-  SplitInfo train;
-  SplitInfo validation;
+  SplitInfo train = {};
+  SplitInfo validation = {};
 };
 
 struct DatasetInfo {
@@ -48,8 +48,8 @@ struct DatasetInfo {
   std::string token_encoding;  // "ndarray:uint16" or "ndarray:uint32".
   double validation_fraction = 0;
   uint64_t split_seed = 0;
-  SplitInfo train;
-  SplitInfo validation;
+  SplitInfo train = {};
+  SplitInfo validation = {};
   std::vector<SourceInfo> sources;
   // Not stored: true when BuildDataset found the dataset already built from the same inputs.
   bool up_to_date = false;
