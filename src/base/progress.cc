@@ -112,17 +112,17 @@ void WriteLineAboveLive(std::string_view line) {
   std::fflush(stderr);
 }
 
-Progress::Progress(std::string label, ProgressOptions options)
+ProgressMeter::ProgressMeter(std::string label, ProgressOptions options)
     : label_(std::move(label)),
       options_(std::move(options)),
       line_(options_.mode, options_.plain_interval_s, options_.stream) {}
 
-std::string Progress::Quantity(double value) const {
+std::string ProgressMeter::Quantity(double value) const {
   if (options_.unit == ProgressUnit::kBytes) return FormatBytes(static_cast<int64_t>(value));
   return FormatCount(value);
 }
 
-std::string Progress::Line(double elapsed_s) const {
+std::string ProgressMeter::Line(double elapsed_s) const {
   const int64_t done = this->done();
   const double rate = elapsed_s > 0 ? static_cast<double>(done) / elapsed_s : 0;
   const std::string noun = options_.noun.empty() ? "" : " " + options_.noun;
@@ -145,17 +145,17 @@ std::string Progress::Line(double elapsed_s) const {
   return line;
 }
 
-void Progress::Add(int64_t delta) {
+void ProgressMeter::Add(int64_t delta) {
   done_.fetch_add(delta, std::memory_order_relaxed);
   if (line_.Due() && !finished_.load(std::memory_order_relaxed)) line_.Show(Line(watch_.Seconds()));
 }
 
-void Progress::Update(int64_t done) {
+void ProgressMeter::Update(int64_t done) {
   done_.store(done, std::memory_order_relaxed);
   if (line_.Due() && !finished_.load(std::memory_order_relaxed)) line_.Show(Line(watch_.Seconds()));
 }
 
-void Progress::Finish() {
+void ProgressMeter::Finish() {
   if (finished_.exchange(true)) return;
   const double elapsed_s = watch_.Seconds();
   const double done = static_cast<double>(this->done());

@@ -63,9 +63,9 @@ struct ProgressOptions {
 
 // Rate, percentage and time left of counted work:
 //   tokenizing  42% | 8.4 MiB of 20.0 MiB | 5.1 MiB/s | 2.3s left
-class Progress {
+class ProgressMeter {
  public:
-  explicit Progress(std::string label, ProgressOptions options = {});
+  explicit ProgressMeter(std::string label, ProgressOptions options = {});
 
   // Adds to the count; may be called from many threads, and costs two atomic operations when
   // nothing is drawn.

@@ -30,7 +30,7 @@ class Sink {
 };
 
 TEST(ProgressTest, LineShowsShareRateAndTimeLeft) {
-  Progress progress("tokenizing", {.total = 20 << 20,
+  ProgressMeter progress("tokenizing", {.total = 20 << 20,
                                    .unit = ProgressUnit::kBytes,
                                    .noun = {},
                                    .mode = ProgressMode::kSilent});
@@ -41,19 +41,19 @@ TEST(ProgressTest, LineShowsShareRateAndTimeLeft) {
 }
 
 TEST(ProgressTest, LineWithoutATotalShowsOnlyCountAndRate) {
-  Progress progress("reading", {.noun = "documents", .mode = ProgressMode::kSilent});
+  ProgressMeter progress("reading", {.noun = "documents", .mode = ProgressMode::kSilent});
   EXPECT_EQ(progress.Line(0), "reading | 0 documents | 0/s");
   progress.Add(1500);
   EXPECT_EQ(progress.Line(2), "reading | 1.5k documents | 750/s");
 }
 
 TEST(ProgressTest, NothingDoneHasNoTimeLeft) {
-  const Progress progress("x", {.total = 10, .noun = {}, .mode = ProgressMode::kSilent});
+  const ProgressMeter progress("x", {.total = 10, .noun = {}, .mode = ProgressMode::kSilent});
   EXPECT_EQ(progress.Line(5), "x   0% | 0 of 10 | 0/s");
 }
 
 TEST(ProgressTest, ShareIsRoundedDownAndNeverAboveAll) {
-  Progress progress("x", {.total = 1000, .noun = {}, .mode = ProgressMode::kSilent});
+  ProgressMeter progress("x", {.total = 1000, .noun = {}, .mode = ProgressMode::kSilent});
   progress.Update(999);
   EXPECT_EQ(progress.Line(1).rfind("x  99% |", 0), 0u);
   progress.Update(1200);
@@ -63,7 +63,7 @@ TEST(ProgressTest, ShareIsRoundedDownAndNeverAboveAll) {
 TEST(ProgressTest, PlainPrintsLinesEveryIntervalAndTheLastOnce) {
   const Sink sink;
   {
-    Progress often("a", {.total = 2,
+    ProgressMeter often("a", {.total = 2,
                          .noun = {},
                          .mode = ProgressMode::kPlain,
                          .plain_interval_s = 0,
@@ -82,7 +82,7 @@ TEST(ProgressTest, PlainPrintsLinesEveryIntervalAndTheLastOnce) {
 TEST(ProgressTest, PlainStaysQuietWithinItsInterval) {
   const Sink sink;
   {
-    Progress rare("a", {.total = 2,
+    ProgressMeter rare("a", {.total = 2,
                         .noun = {},
                         .mode = ProgressMode::kPlain,
                         .plain_interval_s = 1000,
@@ -133,7 +133,7 @@ TEST(LiveLineTest, SilentIsNeverDue) {
 
 TEST(ProgressTest, ManyThreadsAddUp) {
   const Sink sink;
-  Progress progress("a", {.total = 40'000,
+  ProgressMeter progress("a", {.total = 40'000,
                           .noun = {},
                           .mode = ProgressMode::kLive,
                           .plain_interval_s = 0,
