@@ -35,7 +35,7 @@ std::string FormatDuration(const Duration& duration);
 
 // How far a run is. A resumed run continues all four, so `seconds` counts training alone, not the
 // time between a stop and the resumption.
-struct RunProgress {
+struct Progress {
   int64_t step = 0;
   int64_t tokens = 0;
   double epochs = 0;
@@ -43,15 +43,15 @@ struct RunProgress {
 };
 
 // The part of `progress` that `unit` counts. kFraction has none: see ResolveFraction.
-double ProgressIn(const RunProgress& progress, TimeUnit unit);
+double ProgressIn(const Progress& progress, TimeUnit unit);
 // `duration` with the unit of `total` when it is a fraction of it, else itself; ba and tok are
 // rounded to whole numbers.
 Duration ResolveFraction(const Duration& duration, const Duration& total);
 // True once the run has come as far as `limit` (which is not a fraction).
-bool HasReached(const RunProgress& progress, const Duration& limit);
+bool HasReached(const Progress& progress, const Duration& limit);
 
 // Decides when something that comes back every `interval` is due: true when a multiple of
 // `interval` lies in (before, after]. Never for an interval of zero.
-bool IsDue(const RunProgress& before, const RunProgress& after, const Duration& interval);
+bool IsDue(const Progress& before, const Progress& after, const Duration& interval);
 
 }  // namespace tessera

@@ -77,7 +77,7 @@ struct GrowthStage {
 };
 // The value for the step that starts at `progress`. Fractions count from max_duration.
 int64_t GrowthValue(const std::vector<GrowthStage>& stages, int64_t final_value,
-                    const RunProgress& progress, const Duration& max_duration);
+                    const Progress& progress, const Duration& max_duration);
 
 struct WeightAverageSettings {
   bool enabled = false;

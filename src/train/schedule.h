@@ -54,7 +54,7 @@ class Schedule {
   static Result<Schedule> Create(const ScheduleConfig& config, const Duration& max_duration);
 
   // The factor for the learning rate of the update that reaches `progress`.
-  double Multiplier(const RunProgress& progress) const;
+  double Multiplier(const Progress& progress) const;
   const ScheduleConfig& config() const { return config_; }
 
  private:
