@@ -59,6 +59,10 @@ struct UpdateOptions {
   double embedding_lr_factor = 1, head_lr_factor = 1, vector_lr_factor = 1;
 };
 
+// Rows of the bigram table for tokens [rows, length]: the hash of (previous token, token).
+void FillBigramRows(const int32_t* tokens, int64_t rows, int64_t length, int64_t buckets,
+                    int32_t* out);
+
 class Engine {
  public:
   // Allocates everything of the plan (huge pages where the system has them, touched at once).
@@ -87,7 +91,8 @@ class Engine {
   // Sum of negative log likelihood (nats) over counted targets of `sequences` rows, no gradient.
   // Rows may exceed the micro-batch. token_nll, when not null, gets [sequences, T].
   double Evaluate(const StepBatch& batch, float* token_nll = nullptr);
-  // Logits [rows of one sequence, vocab] for tests and golden files: tokens [1, T].
+  // Logits [rows of one sequence, vocab] for tests and golden files: `sequences` is the
+  // plan's micro-batch.
   void Logits(const int32_t* tokens, int64_t sequences, float* logits);
 
   // FLOPs and seconds by kind of op since the last call, for --profile.

@@ -1,0 +1,57 @@
+#include "base/memory.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/strings.h"
+#include "base/threads.h"
+
+namespace tessera {
+
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+}  // namespace
+
+Result<MemoryRegion> MemoryRegion::Allocate(int64_t bytes, std::string_view purpose,
+                                            ThreadPool& pool) {
+  MemoryRegion region;
+  if (bytes <= 0) return region;
+  // Only whole huge pages are asked for as such: the resident set then stays what was asked for.
+  void* data = ::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    return OutOfMemory(fmt::format("cannot get {} for {}: {}; `tessera plan` lists what a run needs",
+                                   FormatBytes(bytes), purpose, std::strerror(errno)));
+  }
+  region.data_ = static_cast<std::byte*>(data);
+  region.bytes_ = bytes;
+  if (bytes >= 2 * kHugePage) ::madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  std::byte* bytes_of_region = region.data_;
+  pool.ParallelForGrain(bytes, kHugePage, [bytes_of_region](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += 4096) {
+      *static_cast<volatile std::byte*>(bytes_of_region + at) = std::byte{0};
+    }
+  });
+  return region;
+}
+
+MemoryRegion::MemoryRegion(MemoryRegion&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+MemoryRegion& MemoryRegion::operator=(MemoryRegion&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+MemoryRegion::~MemoryRegion() {
+  if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(bytes_));
+}
+
+}  // namespace tessera

@@ -1,0 +1,127 @@
+// A program bound to memory: a flat array of kernel calls that is run once per micro-batch.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "base/threads.h"
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "kernels/loss.h"
+#include "kernels/norm.h"
+#include "kernels/qkv.h"
+#include "model/engine.h"
+#include "model/layout.h"
+#include "model/program.h"
+
+namespace tessera {
+
+// Addresses that the plan's offsets refer to.
+struct Memory {
+  float* values = nullptr;
+  float* grads = nullptr;  // null in a forward-only plan
+  bf16* working = nullptr;
+  std::byte* arena = nullptr;
+  std::byte* workspace = nullptr;
+  // The micro-batch, [microbatch * T] each.
+  int32_t* tokens = nullptr;
+  int32_t* targets = nullptr;
+  int32_t* segment_start = nullptr;
+  int32_t* bigrams = nullptr;
+  float* loss = nullptr;
+  float* nll = nullptr;
+  // Tables.
+  const float* rope_cos = nullptr;
+  const float* rope_sin = nullptr;
+  const float* alibi_slopes = nullptr;
+};
+
+// What changes from one micro-batch to the next.
+struct PassContext {
+  uint64_t seed = 0;
+  int64_t step = 0;
+  int64_t first_sequence = 0;  // in the global batch: keys dropout
+  float weight = 1;            // 1 / counted targets of the step
+  LossOptions loss;
+  bool training = false;       // dropout is on
+};
+
+class Executor {
+ public:
+  // Everything referred to must outlive the executor.
+  Executor(const Plan& plan, const Program& program, const Layout& layout, const Memory& memory);
+
+  void Run(const PassContext& context, ThreadPool& pool);
+
+  // Runs up to the head and leaves logits [rows, vocab] of the micro-batch in `logits`.
+  void RunLogits(const PassContext& context, float* logits, ThreadPool& pool);
+
+  void set_profile(std::vector<Engine::OpTime>* profile) { profile_ = profile; }
+
+ private:
+  struct EmbeddingCall {
+    kernels::EmbeddingForwardArgs args;
+    void* add_to = nullptr;  // y is added here afterwards
+  };
+  struct DropoutCall {
+    const void* x;
+    void* y;
+    int64_t elements;
+    int64_t row_elements;
+    double p;
+    int64_t layer;
+    int site;
+  };
+  struct LinearCall {
+    kernels::GemmArgs gemm;
+    const void* bias_input = nullptr;  // weight gradient: column sums of dy into dbias
+    float* dbias = nullptr;
+    int64_t bias_rows = 0;
+  };
+  struct LossCall {
+    kernels::GemmArgs logits;  // of one chunk; pointers advance
+    kernels::GemmArgs dhidden, dweight;
+    int64_t chunk = 0;
+    bool backward = false;
+  };
+  struct AttentionCall {
+    kernels::AttentionForwardArgs args;
+    int64_t layer;
+  };
+  struct AttentionBackwardCall {
+    kernels::AttentionBackwardArgs args;
+    int64_t layer;
+  };
+  using Call = std::variant<EmbeddingCall, kernels::EmbeddingBackwardArgs, DropoutCall,
+                            kernels::NormForwardArgs, kernels::NormBackwardArgs, LinearCall,
+                            kernels::QkvArgs, kernels::QkvBackwardArgs, AttentionCall,
+                            AttentionBackwardCall, LossCall, kernels::ActivationArgs>;
+
+  Call Bind(const Op& op) const;
+  void RunCall(const Op& op, Call& call, const PassContext& context, ThreadPool& pool);
+  void RunLoss(const LossCall& call, const PassContext& context, ThreadPool& pool);
+  kernels::GemmArgs LogitsProduct(const Op& op) const;
+
+  // Address helpers; null for kNone.
+  void* At(BufferId id) const;
+  float* StatAt(BufferId id) const { return static_cast<float*>(At(id)); }
+  const float* Value(ParamId id) const;
+  float* Grad(ParamId id) const;
+  kernels::MatrixRef Weight(ParamId id) const;  // in the compute type
+  kernels::AttentionShape Shape() const;
+  kernels::QkvArgs BindQkv(const Op& op) const;
+
+  const Plan& plan_;
+  const Program& program_;
+  const Layout& layout_;
+  const Memory& memory_;
+  const DType dtype_;
+  std::vector<Call> calls_;
+  std::vector<Engine::OpTime>* profile_ = nullptr;
+};
+
+}  // namespace tessera
