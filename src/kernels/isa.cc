@@ -96,7 +96,7 @@ Isa ActiveIsa() { return State().isa.load(); }
 
 void SetActiveIsa(Isa isa) {
   Active& state = State();
-  TESSERA_CHECK(state.tables[static_cast<size_t>(isa)].norm_forward != nullptr,
+  TESSERA_CHECK(state.tables[static_cast<size_t>(isa)].gemm != nullptr,
                 "SetActiveIsa: this machine can't run that set");
   state.isa = isa;
   state.table = &state.tables[static_cast<size_t>(isa)];

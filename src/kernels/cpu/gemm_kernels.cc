@@ -1,8 +1,437 @@
+// Matrix products for one instruction set.
+//
+// Each thread owns a rectangle of C and computes it alone, from its own packed copies of the parts
+// of A and B that it needs: no barrier inside a call, and no element's chain of additions depends
+// on the cut. Inside a rectangle (Goto and van de Geijn's blocking):
+//   rows in blocks of A (last-level cache) -> columns -> k in blocks of kBlockK -> columns in
+//   blocks of kBlockN (kBlockK x kBlockN of B stays in L2) -> slivers of kMR rows -> slivers of
+//   kNR columns -> registers.
+// Between blocks of k the partial chain rests in C itself, or in an fp32 buffer where C is bf16.
+#include "kernels/cpu/gemm_finish.h"
+#include "kernels/cpu/gemm_micro.h"
+#include "kernels/cpu/gemm_pack.h"
+#include "kernels/cpu/gemm_small.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/table.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
-void FillGemm(KernelTable& /*table*/) {}
+namespace {
+
+constexpr int64_t kBlockK = 384;  // Even: blocks of k cut between pairs.
+constexpr int64_t kBlockN = 256;
+// Words of packed A, and of the buffer of partial sums, a thread.
+constexpr int64_t kWordsA = int64_t{1} << 20;
+constexpr int64_t kWordsB = kBlockK * kBlockN;
+constexpr int64_t kWordsPartial = int64_t{1} << 19;
+constexpr int64_t kSlack = 64;  // Whole vectors are stored past the last sliver.
+constexpr int64_t kThreadWords = kWordsA + kWordsB + kWordsPartial + 3 * kSlack;
+static_assert(kSmallWords <= kThreadWords);
+static_assert(kBlockN % kNR == 0);
+
+// Below this many multiply-adds a thread the start of a parallel region costs more than it brings.
+constexpr double kMinWorkPerThread = 65536;
+
+// In front of a packed B: what it holds, so that a product reads it as it was written.
+struct PackedHeader {
+  uint64_t magic;
+  int64_t k, n;
+  int64_t sliver_columns;
+  int64_t word;  // Word
+  int64_t unused[3];
+};
+static_assert(sizeof(PackedHeader) == 64);
+constexpr uint64_t kPackedMagic = 0x3142446b63615054;  // "TPackDB1"
+
+constexpr Word StorageWord(DType storage) {
+  return storage == DType::kBf16 ? Word::kPair : Word::kFloat;
+}
+
+// -------------------------------------------------------------------------------- one rectangle
+
+struct Rectangle {
+  int64_t row = 0, rows = 0, col = 0, cols = 0;
+};
+
+constexpr TileTable kFloatTiles = MakeTiles<Multiplier::kFloat>();
+constexpr TileTable kWidenTiles = MakeTiles<Multiplier::kWiden>();
+constexpr TileTable MakeDotTiles() {
+  if constexpr (kHasBf16Dot) return MakeTiles<Multiplier::kDot>();
+  return {};
+}
+constexpr TileTable kDotTiles = MakeDotTiles();
+
+// How one call multiplies: fixed before the threads start.
+struct Method {
+  Multiplier multiplier = Multiplier::kFloat;
+  const TileTable* tiles = &kFloatTiles;
+  Word word_a = Word::kFloat;
+  Word word_b = Word::kFloat;        // of the slivers that the tiles read
+  const uint32_t* packed = nullptr;  // slivers of all k, or null where B is packed on the way
+  bool widen_packed = false;         // pairs are widened into the block of B first
+};
+
+Method ChooseMethod(const GemmArgs& args, int64_t rows_per_thread) {
+  Method method;
+  const PackedHeader* header = static_cast<const PackedHeader*>(args.packed_b);
+  const bool pairs_b = header != nullptr ? static_cast<Word>(header->word) == Word::kPair
+                                         : args.b.dtype == DType::kBf16;
+  if (header != nullptr) method.packed = reinterpret_cast<const uint32_t*>(header + 1);
+  if (kHasBf16Dot && args.compute == Compute::kBf16 && args.a.dtype == DType::kBf16 && pairs_b) {
+    method.multiplier = Multiplier::kDot;
+    method.tiles = &kDotTiles;
+    method.word_a = Word::kPair;
+    method.word_b = Word::kPair;
+  } else if (header != nullptr && pairs_b) {
+    // Widening in registers costs an eighth of the multiplier's ports in every row of tiles;
+    // widening into L2 costs about as much as four rows of tiles, once.
+    method.widen_packed = rows_per_thread >= 4 * kMR;
+    if (!method.widen_packed) {
+      method.multiplier = Multiplier::kWiden;
+      method.tiles = &kWidenTiles;
+      method.word_b = Word::kPair;
+    }
+  }
+  return method;
+}
+
+// One block of k for rows [row, row + rows) and columns [col, col + cols) of C, cols <= kBlockN.
+struct BlockArgs {
+  const GemmArgs* gemm = nullptr;
+  const Method* method = nullptr;
+  int64_t row = 0, rows = 0, col = 0, cols = 0;
+  int64_t k = 0;
+  const uint32_t* a = nullptr;  // packed slivers of this block of k
+  const uint32_t* b = nullptr;
+  int64_t b_sliver_words = 0;
+  float* partial = nullptr;  // where partial chains rest, at (row, col); null: in C
+  int64_t partial_ld = 0;
+  bool first = false, last = false;  // of the blocks of k
+};
+
+void RunBlock(const BlockArgs& block) {
+  const GemmArgs& args = *block.gemm;
+  const TileTable& tiles = *block.method->tiles;
+  const int64_t a_steps = WordSteps(block.method->word_a, block.k);
+  const bool c_is_float = args.c_dtype == DType::kF32;
+  const bool finish = block.last && (!c_is_float || HasEpilogue(args));
+  const bool in_c = block.partial == nullptr;
+  float* const c = c_is_float ? static_cast<float*>(args.c) : nullptr;
+  alignas(64) float tile[kMR * kNR];
+
+  for (int64_t i = 0; i < block.rows; i += kMR) {
+    const int64_t rows = Smaller(kMR, block.rows - i);
+    const uint32_t* a = block.a + i * a_steps;
+    const int64_t row = block.row + i;
+    for (int64_t j = 0; j < block.cols; j += kNR) {
+      const int64_t cols = Smaller(kNR, block.cols - j);
+      const int64_t col = block.col + j;
+      const uint32_t* b = block.b + j / kNR * block.b_sliver_words;
+      const TileFunction run = tiles.tiles[rows][cols > kLanes ? 2 : 1];
+      // The chain continues from C (in `accumulate`, or where it rests there) or from `partial`.
+      float* rest = in_c ? (c == nullptr ? nullptr : c + row * args.ldc + col)
+                         : block.partial + i * block.partial_ld + j;
+      const int64_t rest_ld = in_c ? args.ldc : block.partial_ld;
+      const bool load_c = block.first && args.accumulate;
+      const bool load = load_c || !block.first;
+      const bool whole = cols == kNR || cols == kLanes;
+      if (!finish && (whole || !in_c)) {
+        run(block.k, a, b, rest, rest_ld, load);
+        continue;
+      }
+      if (load) {
+        const float* from = load_c ? c + row * args.ldc + col : rest;
+        const int64_t from_ld = load_c ? args.ldc : rest_ld;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t x = 0; x < cols; ++x) tile[r * kNR + x] = from[r * from_ld + x];
+          for (int64_t x = cols; x < kNR; ++x) tile[r * kNR + x] = 0;
+        }
+      }
+      run(block.k, a, b, tile, kNR, load);
+      if (finish) {
+        FinishTile(args, tile, kNR, row, rows, col, cols);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t x = 0; x < cols; ++x) rest[r * rest_ld + x] = tile[r * kNR + x];
+        }
+      }
+    }
+  }
+}
+
+// Fills the block of B for columns [col, col + cols) and k steps from k_begin, or points into the
+// packed operand; returns where it lies and the words from sliver to sliver.
+const uint32_t* PrepareB(const GemmArgs& args, const Method& method, int64_t col, int64_t cols,
+                         int64_t k_begin, int64_t k, uint32_t* buffer, int64_t* sliver_words) {
+  if (method.packed == nullptr) {
+    *sliver_words = WordSteps(method.word_b, k) * kNR;
+    PackBBlock(args.b, args.n, col, cols, k_begin, k, method.word_b, *sliver_words, buffer);
+    return buffer;
+  }
+  const PackedHeader* header = static_cast<const PackedHeader*>(args.packed_b);
+  const Word stored = static_cast<Word>(header->word);
+  const int64_t stored_words = WordSteps(stored, args.k) * kNR;
+  const uint32_t* slivers = method.packed + col / kNR * stored_words +
+                            WordSteps(stored, k_begin) * kNR;
+  if (!method.widen_packed) {
+    *sliver_words = stored_words;
+    return slivers;
+  }
+  *sliver_words = k * kNR;
+  for (int64_t j = 0; j < cols; j += kNR) {
+    WidenSliver(slivers + j / kNR * stored_words, k, buffer + j / kNR * *sliver_words);
+  }
+  return buffer;
+}
+
+void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& part,
+                  void* workspace) {
+  uint32_t* const buffer_a = static_cast<uint32_t*>(workspace);
+  uint32_t* const buffer_b = buffer_a + kWordsA + kSlack;
+  float* const partial = reinterpret_cast<float*>(buffer_b + kWordsB + kSlack);
+
+  const int64_t blocks_k = Larger(1, CeilDiv(args.k, kBlockK));
+  const int64_t block_k = Larger(2, RoundUp(CeilDiv(args.k, blocks_k), 2));
+  const bool rest_in_c = args.c_dtype == DType::kF32;
+
+  // Rows of A packed at a time, over all of k where that leaves enough of them for B's packing to
+  // pay; else A is packed block of k by block of k, for all columns before the next.
+  int64_t block_m = Smaller(part.rows, kWordsA / block_k / kMR * kMR);
+  bool all_k = blocks_k == 1;
+  if (!all_k) {
+    const int64_t rows = kWordsA / (block_k * blocks_k) / kMR * kMR;
+    if (rows >= Smaller(part.rows, 256)) {
+      all_k = true;
+      block_m = Smaller(part.rows, rows);
+    }
+  }
+  int64_t block_n = part.cols;
+  if (all_k) {
+    block_n = kBlockN;
+    if (!rest_in_c && blocks_k > 1) block_m = Smaller(block_m, kWordsPartial / kBlockN / kMR * kMR);
+  } else if (!rest_in_c) {
+    block_m = Smaller(block_m, 512 / kMR * kMR);
+    block_n = Larger(kNR, kWordsPartial / RoundUp(block_m, kMR) / kNR * kNR);
+  }
+  if (block_m < part.rows) {  // even blocks
+    block_m = RoundUp(CeilDiv(part.rows, CeilDiv(part.rows, block_m)), kMR);
+  }
+
+  for (int64_t i = 0; i < part.rows; i += block_m) {
+    BlockArgs block;
+    block.gemm = &args;
+    block.method = &method;
+    block.row = part.row + i;
+    block.rows = Smaller(block_m, part.rows - i);
+    for (int64_t j = 0; j < part.cols; j += block_n) {
+      const int64_t cols = Smaller(block_n, part.cols - j);
+      const int64_t partial_ld = RoundUp(cols, kNR);
+      for (int64_t b = 0; b < blocks_k; ++b) {
+        const int64_t k_begin = Smaller(args.k, b * block_k);
+        block.k = Smaller(block_k, args.k - k_begin);
+        block.first = b == 0;
+        block.last = b == blocks_k - 1;
+        uint32_t* a = buffer_a;
+        if (all_k) a += block.rows * WordSteps(method.word_a, k_begin);
+        if (!all_k || j == 0) {
+          PackA(args.a, args.m, block.row, block.rows, k_begin, block.k, method.word_a, a);
+        }
+        block.a = a;
+        for (int64_t jj = 0; jj < cols; jj += kBlockN) {
+          block.col = part.col + j + jj;
+          block.cols = Smaller(kBlockN, cols - jj);
+          block.b = PrepareB(args, method, block.col, block.cols, k_begin, block.k, buffer_b,
+                             &block.b_sliver_words);
+          if (!rest_in_c && blocks_k > 1) {
+            block.partial = partial + jj;
+            block.partial_ld = partial_ld;
+          }
+          RunBlock(block);
+        }
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------- the cuts
+
+struct Cut {
+  int64_t row_parts = 1, col_parts = 1;
+};
+
+// The grid of rectangles with the least time for the slowest thread, packing included: each of A's
+// elements is packed once for every column part and B's once for every row part. In units of one
+// multiply-add, about 14 for a packed element.
+Cut ChooseCut(const GemmArgs& args, int threads) {
+  constexpr double kPackCost = 14;
+  const double work = static_cast<double>(args.m) * static_cast<double>(args.n) *
+                      static_cast<double>(args.k < 1 ? 1 : args.k);
+  const int64_t useful = static_cast<int64_t>(work / kMinWorkPerThread);
+  const int64_t limit = Larger(1, Smaller(threads, useful));
+  const int64_t row_slivers = CeilDiv(args.m, kMR), col_slivers = CeilDiv(args.n, kNR);
+  Cut best;
+  double best_cost = -1;
+  for (int64_t row_parts = 1; row_parts <= limit && row_parts <= row_slivers; ++row_parts) {
+    const int64_t col_parts = Smaller(limit / row_parts, col_slivers);
+    const double rows = static_cast<double>(CeilDiv(row_slivers, row_parts) * kMR);
+    const double cols = static_cast<double>(CeilDiv(col_slivers, col_parts) * kNR);
+    const double cost =
+        rows * cols + kPackCost * (rows + (args.packed_b == nullptr ? cols : 0.0));
+    if (best_cost < 0 || cost < best_cost) {
+      best_cost = cost;
+      best = Cut{row_parts, col_parts};
+    }
+  }
+  return best;
+}
+
+Rectangle PartOf(const GemmArgs& args, const Cut& cut, int64_t index) {
+  const int64_t row_slivers = CeilDiv(args.m, kMR), col_slivers = CeilDiv(args.n, kNR);
+  const int64_t i = index / cut.col_parts, j = index % cut.col_parts;
+  const int64_t row = row_slivers * i / cut.row_parts * kMR;
+  const int64_t row_end = Smaller(args.m, row_slivers * (i + 1) / cut.row_parts * kMR);
+  const int64_t col = col_slivers * j / cut.col_parts * kNR;
+  const int64_t col_end = Smaller(args.n, col_slivers * (j + 1) / cut.col_parts * kNR);
+  return Rectangle{row, row_end - row, col, col_end - col};
+}
+
+void* ThreadWorkspace(void* workspace, int64_t thread) {
+  return static_cast<uint32_t*>(workspace) + thread * kThreadWords;
+}
+
+// ------------------------------------------------------------------------------------ the table
+
+int64_t WorkspaceBytes(int num_threads) { return num_threads * kThreadWords * 4; }
+
+void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
+  if (TakesSmallPath(args)) {
+    const int64_t grain = SmallGrain(args);
+    const double work = static_cast<double>(args.m) * static_cast<double>(args.n) *
+                        static_cast<double>(args.k);
+    if (work < 2 * kMinWorkPerThread) {
+      RunSmall(args, 0, args.n, static_cast<float*>(workspace));
+      return;
+    }
+    const int64_t blocks = CeilDiv(args.n, grain);
+    const int64_t threads = pool.num_threads();
+    pool.Run([&](int thread) {
+      const int64_t begin = blocks * thread / threads * grain;
+      const int64_t end = Smaller(args.n, blocks * (thread + 1) / threads * grain);
+      if (begin < end) {
+        RunSmall(args, begin, end, static_cast<float*>(ThreadWorkspace(workspace, thread)));
+      }
+    });
+    return;
+  }
+  const Cut cut = ChooseCut(args, pool.num_threads());
+  const int64_t parts = cut.row_parts * cut.col_parts;
+  const Method method = ChooseMethod(args, args.m / cut.row_parts);
+  if (parts == 1) {
+    RunRectangle(args, method, Rectangle{0, args.m, 0, args.n}, workspace);
+    return;
+  }
+  pool.Run([&](int thread) {
+    if (thread >= parts) return;
+    RunRectangle(args, method, PartOf(args, cut, thread), ThreadWorkspace(workspace, thread));
+  });
+}
+
+void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& pool) {
+  const int64_t threads = pool.num_threads();
+  const int64_t whole = threads > 1 ? count / threads * threads : count;
+  if (whole > 0) {
+    pool.Run([&](int thread) {
+      void* own = ThreadWorkspace(workspace, thread);
+      for (int64_t i = whole * thread / threads; i < whole * (thread + 1) / threads; ++i) {
+        const GemmArgs& one = args[i];
+        if (one.m == 0 || one.n == 0) continue;
+        if (TakesSmallPath(one)) {
+          RunSmall(one, 0, one.n, static_cast<float*>(own));
+        } else {
+          RunRectangle(one, ChooseMethod(one, one.m), Rectangle{0, one.m, 0, one.n}, own);
+        }
+      }
+    });
+  }
+  // What does not fill all threads is cut inside each product.
+  for (int64_t i = whole; i < count; ++i) {
+    if (args[i].m > 0 && args[i].n > 0) RunGemm(args[i], workspace, pool);
+  }
+}
+
+int64_t PackedBytes(int64_t k, int64_t n, DType storage, Compute /*compute*/) {
+  const int64_t words = CeilDiv(n, kNR) * kNR * WordSteps(StorageWord(storage), k);
+  return static_cast<int64_t>(sizeof(PackedHeader)) + words * 4;
+}
+
+void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute /*compute*/,
+           void* packed, ThreadPool& pool) {
+  const Word word = StorageWord(storage);
+  PackedHeader* header = static_cast<PackedHeader*>(packed);
+  *header = PackedHeader{kPackedMagic, k, n, kNR, static_cast<int64_t>(word), {}};
+  uint32_t* words = reinterpret_cast<uint32_t*>(header + 1);
+  const int64_t sliver_words = WordSteps(word, k) * kNR;
+  pool.ParallelForGrain(n, kNR, [&](int64_t begin, int64_t end) {
+    PackBBlock(b, n, begin, end - begin, 0, k, word, sliver_words,
+               words + begin / kNR * sliver_words);
+  });
+}
+
+// Enough independent chains to hide the latency of the multiplier on every processor known.
+#if defined(__AVX512F__)
+constexpr int kPeakChains = 24;
+#else
+constexpr int kPeakChains = 12;
+#endif
+
+double PeakF32(int64_t iterations) {
+  F32 acc[kPeakChains];
+  for (int i = 0; i < kPeakChains; ++i) acc[i] = Set(static_cast<float>(i));
+  F32 factor = Set(0.5f), term = Set(1.0f);
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm volatile("" : "+v"(factor), "+v"(term));
+#endif
+  for (int64_t step = 0; step < iterations; ++step) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kPeakChains; ++i) acc[i] = Fma(acc[i], factor, term);
+  }
+  F32 total = Zero();
+  for (int i = 0; i < kPeakChains; ++i) total = total + acc[i];
+  volatile float sink = Sum(total);
+  static_cast<void>(sink);
+  return 2.0 * static_cast<double>(kLanes) * kPeakChains * static_cast<double>(iterations);
+}
+
+#if defined(__AVX512BF16__)
+double PeakBf16(int64_t iterations) {
+  F32 acc[kPeakChains];
+  for (int i = 0; i < kPeakChains; ++i) acc[i] = Set(static_cast<float>(i));
+  U32 a = Bits(Set(0.5f)), b = Bits(Set(0.25f));
+  asm volatile("" : "+v"(a), "+v"(b));
+  for (int64_t step = 0; step < iterations; ++step) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kPeakChains; ++i) acc[i] = DotPairs(acc[i], a, b);
+  }
+  F32 total = Zero();
+  for (int i = 0; i < kPeakChains; ++i) total = total + acc[i];
+  volatile float sink = Sum(total);
+  static_cast<void>(sink);
+  return 4.0 * static_cast<double>(kLanes) * kPeakChains * static_cast<double>(iterations);
+}
+#endif
+
+}  // namespace
+
+void FillGemm(KernelTable& table) {
+  table.gemm = RunGemm;
+  table.gemm_batch = RunBatch;
+  table.gemm_workspace_bytes = WorkspaceBytes;
+  table.packed_b_bytes = PackedBytes;
+  table.pack_b = PackWhole;
+  table.peak_f32 = PeakF32;
+#if defined(__AVX512BF16__)
+  table.peak_bf16 = PeakBf16;
+#endif
+}
 
 }  // namespace tessera::kernels::TESSERA_ISA

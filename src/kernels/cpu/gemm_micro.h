@@ -1,0 +1,225 @@
+// Register tiles of the matrix product: kMR rows times kNV vectors of C in registers, a sliver of A
+// broadcast word by word against a sliver of B.
+//
+// Slivers (both 64-byte aligned where the workspace is):
+//   A, fp32:   [k][rows] floats, rows <= kMR
+//   A, pairs:  [ceil(k/2)][rows] words of two bf16, (k, k+1) from the low half up
+//   B, fp32:   [k][kNR] floats
+//   B, pairs:  [ceil(k/2)][kNR] words of two bf16, (k, k+1) from the low half up
+// Every kernel continues one chain of multiply-adds per element of C in increasing k.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+// 28 accumulators, two vectors of B and one broadcast fill the 32 registers of AVX-512; 6 x 2 does
+// the same with 16. Packing transposes blocks of kLanes rows, so kMR <= kLanes.
+#if defined(__AVX512F__)
+inline constexpr int kMR = 14;
+#elif defined(__AVX2__)
+inline constexpr int kMR = 6;
+#else
+inline constexpr int kMR = 4;
+#endif
+inline constexpr int kNV = 2;
+inline constexpr int kNR = kNV * static_cast<int>(kLanes);
+static_assert(kMR <= kLanes);
+
+#if defined(__AVX512BF16__) || defined(TESSERA_EMULATE_BF16_DOT)
+inline constexpr bool kHasBf16Dot = true;
+#else
+inline constexpr bool kHasBf16Dot = false;
+#endif
+
+TESSERA_INLINE U32 LoadWords(const void* p) {
+  U32 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+TESSERA_INLINE void StoreWords(void* p, U32 v) { std::memcpy(p, &v, sizeof(v)); }
+
+TESSERA_INLINE U32 BroadcastWord(const uint32_t* p) {
+#if defined(__AVX512F__)
+  return (U32)_mm512_set1_epi32(static_cast<int>(*p));
+#elif defined(__AVX2__)
+  return (U32)_mm256_set1_epi32(static_cast<int>(*p));
+#else
+  return U32{} + *p;
+#endif
+}
+TESSERA_INLINE F32 BroadcastFloat(const float* p) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_set1_ps(*p);
+#elif defined(__AVX2__)
+  return (F32)_mm256_broadcast_ss(p);
+#else
+  return F32{*p, *p, *p, *p};
+#endif
+}
+
+// acc + a[1] b[1] + a[0] b[0] on pairs of bf16, in the order that VDPBF16PS documents: the odd
+// element first, each addition rounded to nearest, subnormals flushed. Its products are exact in
+// fp32, so two fused multiply-adds are the same function under the pool's flush-to-zero mode.
+TESSERA_INLINE F32 DotPairs(F32 acc, U32 a, U32 b) {
+#if defined(__AVX512BF16__)
+  return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+  acc = Fma(FromBits(a & 0xffff0000u), FromBits(b & 0xffff0000u), acc);
+  return Fma(FromBits(a << 16), FromBits(b << 16), acc);
+#endif
+}
+
+// How the words of the slivers meet.
+enum class Multiplier {
+  kFloat,  // fp32 A, fp32 B
+  kWiden,  // fp32 A, B in pairs of bf16, widened in registers
+  kDot,    // both in pairs, VDPBF16PS
+};
+
+// Distance in steps of k at which the sliver of B is asked for: it lies in L2, 14 cycles a step.
+inline constexpr int kPrefetchSteps = 12;
+
+template <int kRows, int kVectors, Multiplier kMul>
+struct Tile {
+  F32 acc[kRows][kVectors];
+
+  TESSERA_INLINE void Multiply(const float* a, const F32 (&b)[kVectors]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const F32 word = BroadcastFloat(a + i);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(word, b[v], acc[i][v]);
+    }
+  }
+
+  TESSERA_INLINE void Load(const float* c, int64_t ldc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        acc[i][v] = TESSERA_ISA::Load(c + i * ldc + v * kLanes);
+      }
+    }
+  }
+  TESSERA_INLINE void Clear() {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
+    }
+  }
+  TESSERA_INLINE void Store(float* c, int64_t ldc) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) TESSERA_ISA::Store(c + i * ldc + v * kLanes, acc[i][v]);
+    }
+  }
+};
+
+// c[kRows][kVectors * kLanes] = (load ? c : 0) + A B over k steps.
+template <int kRows, int kVectors, Multiplier kMul>
+void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, int64_t ldc,
+             bool load) {
+  Tile<kRows, kVectors, kMul> tile;
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + i * ldc + v * kLanes, 1);
+  }
+  if (load) {
+    tile.Load(c, ldc);
+  } else {
+    tile.Clear();
+  }
+  if constexpr (kMul == Multiplier::kFloat) {
+    const float* a = static_cast<const float*>(a_sliver);
+    const float* b = static_cast<const float*>(b_sliver);
+    for (int64_t step = 0; step < k; ++step) {
+      F32 vectors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        vectors[v] = Load(b + v * kLanes);
+        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
+      }
+      tile.Multiply(a, vectors);
+      a += kRows;
+      b += kNR;
+    }
+  } else if constexpr (kMul == Multiplier::kWiden) {
+    const float* a = static_cast<const float*>(a_sliver);
+    const uint32_t* b = static_cast<const uint32_t*>(b_sliver);
+    int64_t step = 0;
+    for (; step + 2 <= k; step += 2) {
+      F32 vectors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
+        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
+      }
+      tile.Multiply(a, vectors);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        vectors[v] = FromBits(LoadWords(b + v * kLanes) & 0xffff0000u);
+      }
+      tile.Multiply(a + kRows, vectors);
+      a += 2 * kRows;
+      b += kNR;
+    }
+    if (step < k) {
+      F32 vectors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
+      }
+      tile.Multiply(a, vectors);
+    }
+  } else {
+    const uint32_t* a = static_cast<const uint32_t*>(a_sliver);
+    const uint32_t* b = static_cast<const uint32_t*>(b_sliver);
+    for (int64_t step = 0; step < k; step += 2) {
+      U32 vectors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        vectors[v] = LoadWords(b + v * kLanes);
+        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const U32 word = BroadcastWord(a + i);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          tile.acc[i][v] = DotPairs(tile.acc[i][v], word, vectors[v]);
+        }
+      }
+      a += kRows;
+      b += kNR;
+    }
+  }
+  tile.Store(c, ldc);
+}
+
+using TileFunction = void (*)(int64_t k, const void* a_sliver, const void* b_sliver, float* c,
+                              int64_t ldc, bool load);
+
+// The kernels of one multiplier for 1..kMR rows and 1..kNV vectors.
+struct TileTable {
+  TileFunction tiles[kMR + 1][kNV + 1];
+};
+
+template <Multiplier kMul, int kRows>
+constexpr void AddTiles(TileTable& table) {
+  table.tiles[kRows][1] = RunTile<kRows, 1, kMul>;
+  table.tiles[kRows][2] = RunTile<kRows, 2, kMul>;
+  if constexpr (kRows > 1) AddTiles<kMul, kRows - 1>(table);
+}
+
+template <Multiplier kMul>
+constexpr TileTable MakeTiles() {
+  TileTable table = {};
+  AddTiles<kMul, kMR>(table);
+  return table;
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

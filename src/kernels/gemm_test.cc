@@ -1,0 +1,476 @@
+#include "kernels/gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/rng.h"
+#include "kernels/cpu/table.h"
+#include "kernels/isa.h"
+#include "kernels/reference/gemm.h"
+
+#if defined(__x86_64__)
+namespace tessera::kernels::avx512_bf16_emulated {
+void FillGemm(KernelTable& table);
+}
+#endif
+
+namespace tessera::kernels {
+namespace {
+
+struct Variant {
+  std::string name;
+  KernelTable table = {};
+  bool fused = true;  // has fused multiply-adds
+  bool dot = false;   // has a dot of bf16 pairs, emulated or not
+};
+
+// Every set that this machine runs, and the bf16 variant with its dot emulated.
+const std::vector<Variant>& Variants() {
+  static const std::vector<Variant> variants = [] {
+    std::vector<Variant> all;
+    const Isa active = ActiveIsa();
+    for (const Isa isa : SupportedIsas()) {
+      SetActiveIsa(isa);
+      all.push_back({std::string(IsaName(isa)), ActiveTable(), isa != Isa::kGeneric,
+                     isa == Isa::kAvx512Bf16});
+    }
+    SetActiveIsa(active);
+#if defined(__x86_64__)
+    if (SupportedIsas().size() >= 3) {
+      Variant emulated{"avx512_bf16_emulated", {}, true, true};
+      avx512_bf16_emulated::FillGemm(emulated.table);
+      all.push_back(emulated);
+    }
+#endif
+    return all;
+  }();
+  return variants;
+}
+
+// Pools of 1, 2 and 3 threads; making one also sets this thread to flush subnormals.
+ThreadPool& Pool(int threads) {
+  static std::unique_ptr<ThreadPool> pools[4];
+  if (!pools[threads]) pools[threads] = std::make_unique<ThreadPool>(threads);
+  return *pools[threads];
+}
+
+struct AlignedBytes {
+  explicit AlignedBytes(int64_t bytes)
+      : data(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))) {}
+  ~AlignedBytes() { std::free(data); }
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  void* data;
+};
+
+void* Workspace() {
+  static const AlignedBytes bytes([] {
+    int64_t most = 0;
+    for (const Variant& variant : Variants()) {
+      most = std::max(most, variant.table.gemm_workspace_bytes(3));
+    }
+    return most;
+  }());
+  return bytes.data;
+}
+
+// A matrix in memory of exactly the size that its last row needs, so that the address sanitizer
+// sees any read past it.
+struct Matrix {
+  DType dtype = DType::kF32;
+  int64_t rows = 0, cols = 0, ld = 0;
+  std::vector<uint8_t> bytes;
+
+  Matrix(DType type, int64_t num_rows, int64_t num_cols, int64_t pad, uint64_t seed)
+      : dtype(type), rows(num_rows), cols(num_cols), ld(num_cols + pad) {
+    const int64_t count = rows == 0 ? 0 : (rows - 1) * ld + cols;
+    bytes.resize(static_cast<size_t>(count * DTypeBytes(dtype)));
+    uint64_t state = seed * 0x9e3779b97f4a7c15ull + 1;
+    for (int64_t i = 0; i < count; ++i) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      Set(i, static_cast<float>(static_cast<int64_t>(state >> 40) - (1 << 23)) / (1 << 23));
+    }
+  }
+  void Set(int64_t i, float value) {
+    if (dtype == DType::kBf16) {
+      reinterpret_cast<bf16*>(bytes.data())[i] = ToBf16(value);
+    } else {
+      reinterpret_cast<float*>(bytes.data())[i] = value;
+    }
+  }
+  float Get(int64_t i) const {
+    return dtype == DType::kBf16 ? ToFloat(reinterpret_cast<const bf16*>(bytes.data())[i])
+                                 : reinterpret_cast<const float*>(bytes.data())[i];
+  }
+  float At(int64_t row, int64_t col) const { return Get(row * ld + col); }
+};
+
+enum class Packing { kNone, kF32, kBf16 };
+
+struct Case {
+  int64_t m = 1, n = 1, k = 1;
+  bool a_transposed = false, b_transposed = false;
+  DType a = DType::kF32, b = DType::kF32, c = DType::kF32;
+  int64_t pad = 0;
+  bool accumulate = false, bias = false, pre_activation = false;
+  GemmEpilogue epilogue = GemmEpilogue::kNone;
+  Packing packing = Packing::kNone;
+  Compute compute = Compute::kF32;
+  bool exact_chain = true;
+
+  std::string Name() const {
+    return fmt::format(
+        "m={} n={} k={} ta={} tb={} {}x{}->{} pad={} acc={} bias={} pre={} epi={} pack={} "
+        "compute={} exact={}",
+        m, n, k, a_transposed, b_transposed, DTypeName(a), DTypeName(b), DTypeName(c), pad,
+        accumulate, bias, pre_activation, static_cast<int>(epilogue), static_cast<int>(packing),
+        static_cast<int>(compute), exact_chain);
+  }
+};
+
+// Runs one case on every variant and pool and compares with both oracles.
+void Check(const Case& test) {
+  SCOPED_TRACE(test.Name());
+  Pool(1);
+  const Matrix a(test.a, test.a_transposed ? test.k : test.m, test.a_transposed ? test.m : test.k,
+                 test.pad, 1);
+  const Matrix b(test.b, test.b_transposed ? test.n : test.k, test.b_transposed ? test.k : test.n,
+                 test.pad, 2);
+  const Matrix c(test.c, test.m, test.n, test.pad, 3);
+  const Matrix bias(DType::kF32, 1, test.n, 0, 4);
+  // What the product takes where a packed B rounds fp32 to bf16.
+  Matrix b_seen = b;
+  if (test.packing == Packing::kBf16) {
+    for (int64_t i = 0; i < static_cast<int64_t>(b.bytes.size()) / DTypeBytes(b.dtype); ++i) {
+      b_seen.Set(i, ToFloat(ToBf16(b.Get(i))));
+    }
+  }
+  GemmArgs args;
+  args.m = test.m;
+  args.n = test.n;
+  args.k = test.k;
+  args.a = {a.bytes.data(), test.a, a.ld, test.a_transposed};
+  args.b = {b_seen.bytes.data(), test.b, b.ld, test.b_transposed};
+  args.c = const_cast<uint8_t*>(c.bytes.data());
+  args.c_dtype = test.c;
+  args.ldc = c.ld;
+  args.accumulate = test.accumulate;
+  args.bias = test.bias ? reinterpret_cast<const float*>(bias.bytes.data()) : nullptr;
+  args.epilogue = test.epilogue;
+  args.compute = test.compute;
+  args.exact_chain = test.exact_chain;
+  const reference::GemmResult expected = reference::Gemm(args);
+  const bool pairs_possible = test.compute == Compute::kBf16 && test.a == DType::kBf16 &&
+                              (test.packing == Packing::kNone ? test.b == DType::kBf16
+                                                              : test.packing == Packing::kBf16);
+  const bool chained = test.exact_chain || test.m > 4 || test.packing != Packing::kNone;
+  const std::vector<float> chain = reference::GemmChain(args, false);
+  const std::vector<float> pair_chain =
+      pairs_possible ? reference::GemmChain(args, true) : std::vector<float>();
+  args.b.data = b.bytes.data();
+
+  for (const Variant& variant : Variants()) {
+    SCOPED_TRACE(variant.name);
+    AlignedBytes packed(64);
+    if (test.packing != Packing::kNone) {
+      const DType storage = test.packing == Packing::kBf16 ? DType::kBf16 : DType::kF32;
+      const int64_t bytes =
+          variant.table.packed_b_bytes(test.k, test.n, storage, test.compute);
+      std::free(packed.data);
+      packed.data = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+      variant.table.pack_b(args.b, test.k, test.n, storage, test.compute, packed.data, Pool(2));
+      args.packed_b = packed.data;
+    }
+    Matrix first = c, first_before = c;
+    for (int threads = 1; threads <= 3; ++threads) {
+      Matrix out = c, before = c;
+      args.c = out.bytes.data();
+      args.pre_activation = test.pre_activation ? before.bytes.data() : nullptr;
+      variant.table.gemm(args, Workspace(), Pool(threads));
+      if (threads == 1) {
+        first = out;
+        first_before = before;
+      } else {
+        ASSERT_EQ(first.bytes, out.bytes) << threads << " threads differ from one";
+        ASSERT_EQ(first_before.bytes, before.bytes) << threads << " threads differ from one";
+      }
+    }
+    // Nothing between the rows is written.
+    for (int64_t i = 0; i + 1 < test.m; ++i) {
+      for (int64_t j = test.n; j < c.ld; ++j) ASSERT_EQ(first.At(i, j), c.At(i, j));
+    }
+    const bool pairs = pairs_possible && variant.dot;
+    // Unit roundoff of fp32 is 2^-24; an unfused step rounds twice. Each step, the bias and the
+    // first load add one rounding of at most the magnitude.
+    const double steps = (variant.fused ? 1.0 : 2.0) * static_cast<double>(test.k) + 3;
+    for (int64_t i = 0; i < test.m; ++i) {
+      for (int64_t j = 0; j < test.n; ++j) {
+        const size_t at = static_cast<size_t>(i * test.n + j);
+        const double sum_error = steps * std::ldexp(expected.magnitude[at], -24);
+        const double store = test.c == DType::kBf16 ? std::ldexp(1.0, -8) : 0;
+        const double x = expected.before[at], y = expected.value[at];
+        // The slope of the epilogues is at most 1.13, of relu^2 2|x|; their own error 1e-6.
+        double error = sum_error;
+        if (test.epilogue == GemmEpilogue::kReluSquared) {
+          error = (2 * std::abs(x) + sum_error) * sum_error + 1e-6 * std::abs(y);
+        } else if (test.epilogue != GemmEpilogue::kNone) {
+          error = 1.13 * sum_error + 1e-6 * std::abs(y);
+        }
+        ASSERT_NEAR(first.At(i, j), y, error + store * (std::abs(y) + error))
+            << "row " << i << " column " << j;
+        if (test.pre_activation) {
+          ASSERT_NEAR(first_before.At(i, j), x, sum_error + store * (std::abs(x) + sum_error))
+              << "row " << i << " column " << j;
+        }
+        if (!variant.fused || !chained) continue;
+        float exact = pairs ? pair_chain[at] : chain[at];
+        if (test.bias) exact += reinterpret_cast<const float*>(bias.bytes.data())[j];
+        if (test.c == DType::kBf16) exact = ToFloat(ToBf16(exact));
+        if (test.epilogue == GemmEpilogue::kNone) {
+          ASSERT_EQ(first.At(i, j), exact) << "row " << i << " column " << j;
+        }
+        if (test.pre_activation) {
+          ASSERT_EQ(first_before.At(i, j), exact) << "row " << i << " column " << j;
+        }
+      }
+    }
+    args.packed_b = nullptr;
+  }
+}
+
+// Every option from the bits of a hash, so that a grid of shapes meets all their pairs.
+Case WithOptions(int64_t m, int64_t n, int64_t k, uint64_t seed) {
+  uint64_t bits = seed * 0x9e3779b97f4a7c15ull;
+  bits ^= bits >> 29;
+  bits *= 0xbf58476d1ce4e5b9ull;
+  bits ^= bits >> 32;
+  const auto take = [&bits](uint64_t choices) {
+    const uint64_t choice = bits % choices;
+    bits /= choices;
+    return choice;
+  };
+  Case test;
+  test.m = m;
+  test.n = n;
+  test.k = k;
+  test.a_transposed = take(2) != 0;
+  test.b_transposed = take(2) != 0;
+  test.a = take(2) != 0 ? DType::kBf16 : DType::kF32;
+  test.b = take(2) != 0 ? DType::kBf16 : DType::kF32;
+  test.c = take(2) != 0 ? DType::kBf16 : DType::kF32;
+  test.accumulate = test.c == DType::kF32 && take(2) != 0;
+  test.bias = take(2) != 0;
+  test.pad = take(2) != 0 ? 5 : 0;
+  test.epilogue = static_cast<GemmEpilogue>(take(2) != 0 ? take(4) : 0);
+  test.pre_activation = take(2) != 0;
+  test.packing = static_cast<Packing>(take(3));
+  test.exact_chain = take(2) != 0;
+  if (test.a == DType::kBf16 && test.b == DType::kBf16 && take(2) != 0) {
+    test.compute = Compute::kBf16;
+    if (test.packing == Packing::kF32) test.packing = Packing::kBf16;
+  }
+  return test;
+}
+
+TEST(Gemm, MatchesTheChainOnAGridOfShapes) {
+  const std::vector<int64_t> sizes = {1, 2, 3, 5, 8, 16, 17, 31, 33, 64, 100, 257};
+  uint64_t seed = 0;
+  for (const int64_t m : sizes) {
+    for (const int64_t n : sizes) {
+      for (const int64_t k : sizes) {
+        ++seed;
+        if (m * n * k > 1000000 && seed % 4 != 0) continue;
+        Check(WithOptions(m, n, k, seed));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(Gemm, MatchesTheChainForEveryTransposeAndType) {
+  for (uint64_t bits = 0; bits < 256; ++bits) {
+    Case test;
+    test.m = 30;
+    test.n = 70;
+    test.k = 41;
+    test.a_transposed = (bits & 1) != 0;
+    test.b_transposed = (bits & 2) != 0;
+    test.a = (bits & 4) != 0 ? DType::kBf16 : DType::kF32;
+    test.b = (bits & 8) != 0 ? DType::kBf16 : DType::kF32;
+    test.c = (bits & 16) != 0 ? DType::kBf16 : DType::kF32;
+    test.packing = static_cast<Packing>((bits >> 5) & 3);
+    if (((bits >> 5) & 3) == 3) test.packing = Packing::kNone;
+    test.compute = (bits & 128) != 0 ? Compute::kBf16 : Compute::kF32;
+    if (test.compute == Compute::kBf16 &&
+        (test.a == DType::kF32 || test.b == DType::kF32 || test.packing == Packing::kF32)) {
+      continue;
+    }
+    Check(test);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Sizes past every block: several blocks of rows, columns and k, with the chain resting in C and
+// in the fp32 buffer, A packed whole and block by block.
+TEST(Gemm, MatchesTheChainAcrossBlocks) {
+  struct Shape {
+    int64_t m, n, k;
+  };
+  uint64_t seed = 77;
+  for (const Shape& shape : {Shape{60, 300, 800}, Shape{90, 530, 385}, Shape{20, 1100, 500},
+                             Shape{600, 40, 1500}, Shape{270, 36, 4500}}) {
+    for (const DType out : {DType::kF32, DType::kBf16}) {
+      for (int i = 0; i < 2; ++i) {
+        Case test = WithOptions(shape.m, shape.n, shape.k, ++seed);
+        test.c = out;
+        test.accumulate = out == DType::kF32 && i == 0;
+        Check(test);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(Gemm, EmptySums) {
+  for (const DType out : {DType::kF32, DType::kBf16}) {
+    Case test;
+    test.m = 20;
+    test.n = 40;
+    test.k = 0;
+    test.c = out;
+    test.bias = true;
+    Check(test);
+    test.accumulate = out == DType::kF32;
+    Check(test);
+    test.packing = Packing::kF32;
+    Check(test);
+  }
+}
+
+TEST(Gemm, FewRowsInEveryForm) {
+  uint64_t seed = 1000;
+  for (int64_t m = 1; m <= 4; ++m) {
+    for (const int64_t k : {1, 7, 64, 333}) {
+      for (const int64_t n : {1, 5, 64, 2500}) {
+        for (int i = 0; i < 4; ++i) {
+          Case test = WithOptions(m, n, k, ++seed);
+          test.packing = Packing::kNone;
+          test.b_transposed = (i & 1) != 0;
+          test.exact_chain = (i & 2) != 0;
+          Check(test);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+struct Product {
+  Matrix a, b, c;
+  GemmArgs args;
+  Product(int64_t m, int64_t n, int64_t k, DType type, uint64_t seed)
+      : a(type, m, k, 0, seed), b(type, k, n, 0, seed + 1), c(DType::kF32, m, n, 0, seed + 2) {
+    args.m = m;
+    args.n = n;
+    args.k = k;
+    args.a = {a.bytes.data(), type, a.ld, false};
+    args.b = {b.bytes.data(), type, b.ld, false};
+    args.ldc = c.ld;
+    args.accumulate = true;
+  }
+};
+
+TEST(Gemm, CutsOfRowsAndOfKGiveTheSameBits) {
+  for (const Variant& variant : Variants()) {
+    SCOPED_TRACE(variant.name);
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      Product product(100, 70, 900, DType::kBf16, 9);
+      GemmArgs args = product.args;
+      args.compute = compute;
+      Matrix whole = product.c, rows = product.c, steps = product.c;
+      args.c = whole.bytes.data();
+      variant.table.gemm(args, Workspace(), Pool(2));
+      for (int64_t row = 0; row < args.m;) {
+        GemmArgs part = args;
+        part.m = std::min<int64_t>(args.m - row, row == 0 ? 1 : 37);
+        part.a.data = product.a.bytes.data() + row * product.a.ld * 2;
+        part.c = rows.bytes.data() + row * args.ldc * 4;
+        variant.table.gemm(part, Workspace(), Pool(2));
+        row += part.m;
+      }
+      for (int64_t k = 0; k < args.k;) {
+        GemmArgs part = args;
+        part.k = std::min<int64_t>(args.k - k, k == 0 ? 2 : 514);
+        part.a.data = product.a.bytes.data() + k * 2;
+        part.b.data = product.b.bytes.data() + k * product.b.ld * 2;
+        part.c = steps.bytes.data();
+        variant.table.gemm(part, Workspace(), Pool(2));
+        k += part.k;
+      }
+      EXPECT_EQ(whole.bytes, rows.bytes);
+      EXPECT_EQ(whole.bytes, steps.bytes);
+    }
+  }
+}
+
+TEST(Gemm, NonFiniteValuesStayInTheirRowAndColumn) {
+  for (const Variant& variant : Variants()) {
+    SCOPED_TRACE(variant.name);
+    Product product(31, 37, 20, DType::kF32, 5);
+    product.args.accumulate = false;
+    product.a.Set(30 * 20 + 3, std::numeric_limits<float>::infinity());
+    product.b.Set(7 * 37 + 36, std::numeric_limits<float>::quiet_NaN());
+    Matrix out = product.c;
+    product.args.c = out.bytes.data();
+    variant.table.gemm(product.args, Workspace(), Pool(1));
+    for (int64_t i = 0; i < 31; ++i) {
+      for (int64_t j = 0; j < 37; ++j) {
+        EXPECT_EQ(std::isfinite(out.At(i, j)), i != 30 && j != 36) << i << " " << j;
+      }
+    }
+  }
+}
+
+TEST(GemmBatch, EqualsSingleProducts) {
+  for (const Variant& variant : Variants()) {
+    SCOPED_TRACE(variant.name);
+    for (const int64_t count : {1, 2, 3, 5}) {
+      std::vector<std::unique_ptr<Product>> products;
+      std::vector<Matrix> single, batch;
+      for (int64_t i = 0; i < count; ++i) {
+        products.push_back(std::make_unique<Product>(60, 50, 70, DType::kF32, 10 * i + 1));
+        single.push_back(products.back()->c);
+        batch.push_back(products.back()->c);
+      }
+      std::vector<GemmArgs> args;
+      for (size_t i = 0; i < products.size(); ++i) {
+        products[i]->args.c = single[i].bytes.data();
+        variant.table.gemm(products[i]->args, Workspace(), Pool(1));
+        args.push_back(products[i]->args);
+        args.back().c = batch[i].bytes.data();
+      }
+      variant.table.gemm_batch(args.data(), count, Workspace(), Pool(2));
+      for (size_t i = 0; i < products.size(); ++i) EXPECT_EQ(single[i].bytes, batch[i].bytes);
+    }
+  }
+}
+
+TEST(MeasuredCompute, IsStableAndPlausible) {
+  const ComputeChoice& choice = MeasuredCompute();
+  EXPECT_GT(choice.f32_gflops, 0.1);
+  EXPECT_EQ(&choice, &MeasuredCompute());
+  if (std::getenv("TESSERA_COMPUTE") == nullptr) {
+    EXPECT_EQ(choice.compute == Compute::kBf16, choice.bf16_gflops >= 1.2 * choice.f32_gflops);
+  }
+}
+
+}  // namespace
+}  // namespace tessera::kernels
