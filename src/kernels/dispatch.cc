@@ -63,9 +63,11 @@ void QkvForward(const QkvArgs& args, ThreadPool& pool) {
   ActiveTable().qkv_forward(args, pool);
 }
 void QkvBackward(const QkvBackwardArgs& args, ThreadPool& pool) {
+  TESSERA_CHECK(args.forward.heads + args.forward.kv_heads <= 2048);  // kChunkUnits
   ActiveTable().qkv_backward(args, pool);
 }
 void CrossEntropy(const CrossEntropyArgs& args, ThreadPool& pool) {
+  for (int64_t row = 0; row < args.rows; ++row) TESSERA_CHECK(args.targets[row] < args.vocab);
   ActiveTable().cross_entropy(args, pool);
 }
 void AdamW(const AdamWArgs& args, ThreadPool& pool) { ActiveTable().adamw(args, pool); }

@@ -1,8 +1,77 @@
-#include "kernels/cpu/simd.h"
+// Embedding rows: gather forward, scatter-add backward over blocks of columns.
+#include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
-void FillEmbedding(KernelTable& /*table*/) {}
+namespace {
+
+template <class Table, class T>
+void ForwardAll(const EmbeddingForwardArgs& args, ThreadPool& pool) {
+  const Table* table = static_cast<const Table*>(args.table);
+  const Table* positions = static_cast<const Table*>(args.positions);
+  const int64_t width = args.width;
+  ParallelRows(pool, args.rows, width, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const Table* source = table + int64_t{args.tokens[row]} * width;
+      T* y = static_cast<T*>(args.y) + row * width;
+      if (positions == nullptr) {
+        ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+          Store(y + i, Load(source + i, part), part);
+        });
+        continue;
+      }
+      const Table* position = positions + (row % args.length + args.first_position) * width;
+      ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        Store(y + i, Load(source + i, part) + Load(position + i, part), part);
+      });
+    }
+  });
+}
+
+void Forward(const EmbeddingForwardArgs& args, ThreadPool& pool) {
+  const bool half_out = args.dtype == DType::kBf16;
+  if (args.table_dtype == DType::kBf16) {
+    half_out ? ForwardAll<bf16, bf16>(args, pool) : ForwardAll<bf16, float>(args, pool);
+  } else {
+    half_out ? ForwardAll<float, bf16>(args, pool) : ForwardAll<float, float>(args, pool);
+  }
+}
+
+template <class T>
+void BackwardAll(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
+  const T* dy = static_cast<const T*>(args.dy);
+  const int64_t width = args.width;
+  ParallelParts(pool, args.rows * width, [=](int part, int parts) {
+    const Range columns = PartOf(width, kColumnGrain, part, parts);
+    for (int64_t row = 0; row < args.rows; ++row) {
+      const T* d = dy + row * width;
+      float* dtable = args.dtable + int64_t{args.tokens[row]} * width;
+      if (args.dpositions == nullptr) {
+        ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {
+          Store(dtable + i, Load(dtable + i, lanes) + Load(d + i, lanes), lanes);
+        });
+        continue;
+      }
+      float* dposition = args.dpositions + row % args.length * width;
+      ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {
+        const F32 v = Load(d + i, lanes);
+        Store(dtable + i, Load(dtable + i, lanes) + v, lanes);
+        Store(dposition + i, Load(dposition + i, lanes) + v, lanes);
+      });
+    }
+  });
+}
+
+void Backward(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
+  args.dtype == DType::kBf16 ? BackwardAll<bf16>(args, pool) : BackwardAll<float>(args, pool);
+}
+
+}  // namespace
+
+void FillEmbedding(KernelTable& table) {
+  table.embedding_forward = Forward;
+  table.embedding_backward = Backward;
+}
 
 }  // namespace tessera::kernels::TESSERA_ISA

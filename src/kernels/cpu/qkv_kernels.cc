@@ -1,8 +1,451 @@
-#include "kernels/cpu/simd.h"
+// Clip, query/key norm and rotary positions between the QKV product and attention.
+#include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
-void FillQkv(KernelTable& /*table*/) {}
+namespace {
+
+// NaN passes through, as the comparisons are false.
+TESSERA_INLINE F32 Clamp(F32 v, float limit) {
+  return Select(v < Set(-limit), Set(-limit), Select(v > Set(limit), Set(limit), v));
+}
+float LimitOf(const QkvArgs& args) { return args.clip > 0 ? args.clip : __builtin_inff(); }
+
+// Cosines and sines of one row's position.
+struct Rotary {
+  const float* cos;
+  const float* sin;
+  int64_t size;
+  bool interleaved;
+};
+Rotary RotaryOf(const QkvArgs& args, int64_t row) {
+  const int64_t position = row % args.length + args.first_position;
+  const int64_t offset = position * (args.rotary_size / 2);
+  if (args.rotary_size == 0) return {nullptr, nullptr, 0, false};
+  return {args.cos + offset, args.sin + offset, args.rotary_size, args.rotary_interleaved};
+}
+
+TESSERA_INLINE int64_t Count(Full) { return kLanes; }
+TESSERA_INLINE int64_t Count(Tail tail) { return tail.n; }
+
+// count / 2 values, each in two neighbouring lanes.
+TESSERA_INLINE F32 LoadTwice(const float* p, int64_t count) {
+  const U32 v = Bits(LoadPartial(p, count / 2));
+  return FromBits(ZipLow(v, v));
+}
+// A sign mask for the first (even) lane of each pair, or for the second.
+TESSERA_INLINE U32 SignOf(bool odd) {
+  U32 mask;
+  for (int i = 0; i < kLanes; ++i) mask[i] = (i % 2 == 1) == odd ? 0x80000000u : 0u;
+  return mask;
+}
+
+// Turns the pairs of one head by theta (kBack: by -theta): load(i, part) gives the values to turn,
+// store(i, part, v) takes the results; both members of a pair are loaded before either is stored.
+template <bool kBack, class LoadFn, class StoreFn>
+TESSERA_INLINE void ForTurned(const Rotary& rotary, int64_t head_size, LoadFn&& load,
+                              StoreFn&& store) {
+  if (rotary.interleaved) {
+    const U32 signs = SignOf(kBack);
+    ForVectors(0, rotary.size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      const F32 v = load(i, part);
+      const F32 c = LoadTwice(rotary.cos + i / 2, Count(part));
+      const F32 s = FromBits(Bits(LoadTwice(rotary.sin + i / 2, Count(part))) ^ signs);
+      store(i, part, Fma(v, c, SwapPairs(v) * s));
+    });
+  } else {
+    const int64_t half = rotary.size / 2;
+    ForVectors(0, half, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      const F32 first = load(i, part), second = load(half + i, part);
+      const F32 c = Load(rotary.cos + i, part);
+      const F32 s = kBack ? -Load(rotary.sin + i, part) : Load(rotary.sin + i, part);
+      store(i, part, Fma(first, c, -(second * s)));
+      store(half + i, part, Fma(second, c, first * s));
+    });
+  }
+  ForVectors(rotary.size, head_size,
+             [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { store(i, part, load(i, part)); });
+}
+
+// The norm of one unit: a head (RMS) or all heads of q or of k (LayerNorm).
+struct Unit {
+  float mean = 0, rstd = 1;
+  float mean_q = 0, mean_qx = 0;  // backward: means of q = dz gain and of q xh
+};
+
+template <class T>
+Unit UnitOf(const T* in, int64_t n, bool layer, float eps, float limit) {
+  Unit unit;
+  float square = 0;
+  if (layer) {
+    float total = 0;
+    Reduce<1>(n, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+      acc[0] = acc[0] + Clamp(Load(in + i, part), limit);
+    });
+    unit.mean = total / static_cast<float>(n);
+  }
+  const float mean = unit.mean;
+  Reduce<1>(n, &square, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+    const F32 v = ZeroPast(Clamp(Load(in + i, part), limit) - mean, part);
+    acc[0] = Fma(v, v, acc[0]);
+  });
+  unit.rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
+  return unit;
+}
+
+// Query heads, or key heads.
+struct Group {
+  int64_t heads, offset;  // offset of its first value in a row
+  const float* gain;
+  const float* bias;
+  float* dgain;
+  float* dbias;
+  int64_t first_unit;  // in a row's units
+};
+struct Groups {
+  Group group[2];
+  int64_t row_size, units;  // values and units a row
+};
+Groups GroupsOf(const QkvArgs& args) {
+  const int64_t d = args.head_size;
+  const bool per_head = args.norm == QkNorm::kRmsPerHead;
+  Groups groups = {};
+  groups.group[0] = {args.heads, 0, args.q_gain, args.q_bias, nullptr, nullptr, 0};
+  groups.group[1] = {args.kv_heads, args.heads * d, args.k_gain, args.k_bias,
+                     nullptr,       nullptr,        per_head ? args.heads : 1};
+  groups.row_size = (args.heads + 2 * args.kv_heads) * d;
+  groups.units = per_head ? args.heads + args.kv_heads : 2;
+  return groups;
+}
+
+// Offset of a head's gains: per-head gains are shared by all heads.
+TESSERA_INLINE int64_t GainOffset(const QkvArgs& args, int64_t head) {
+  return args.norm == QkNorm::kLayerNormFull ? head * args.head_size : 0;
+}
+
+template <class T>
+void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
+  const float limit = LimitOf(args);
+  const int64_t d = args.head_size;
+  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
+  T* out = static_cast<T*>(args.out) + row * groups.row_size;
+  const Rotary rotary = RotaryOf(args, row);
+  for (const Group& group : groups.group) {
+    Unit unit;
+    if (args.norm == QkNorm::kLayerNormFull) {
+      unit = UnitOf(in + group.offset, group.heads * d, true, args.eps, limit);
+    }
+    for (int64_t head = 0; head < group.heads; ++head) {
+      const T* x = in + group.offset + head * d;
+      T* y = out + group.offset + head * d;
+      if (args.norm == QkNorm::kRmsPerHead) unit = UnitOf(x, d, false, args.eps, limit);
+      const int64_t gains = GainOffset(args, head);
+      const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
+      const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
+      const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
+      ForTurned<false>(
+          rotary, d,
+          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+            F32 v = (Clamp(Load(x + i, part), limit) - mean) * rstd;
+            if (gain != nullptr) v = v * Load(gain + i, part);
+            if (bias != nullptr) v = v + Load(bias + i, part);
+            return v;
+          },
+          [&](int64_t i, auto part, F32 v) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
+    }
+  }
+  const int64_t values = (args.heads + args.kv_heads) * d;
+  if (args.in == args.out) return;
+  ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Store(out + i, Clamp(Load(in + i, part), limit), part);
+  });
+}
+
+template <class T>
+void ForwardAll(const QkvArgs& args, ThreadPool& pool) {
+  const Groups groups = GroupsOf(args);
+  ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) ForwardRow<T>(args, groups, row);
+  });
+}
+
+void Forward(const QkvArgs& args, ThreadPool& pool) {
+  args.dtype == DType::kBf16 ? ForwardAll<bf16>(args, pool) : ForwardAll<float>(args, pool);
+}
+
+// Adds one head's sums of q xh and of q.
+template <class T>
+TESSERA_INLINE void AddMoments(const T* x, const T* dout, const float* gain, const Unit& unit,
+                               const Rotary& rotary, int64_t d, float limit, F32* sums) {
+  const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
+  ForTurned<true>(
+      rotary, d,
+      [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dout + i, part); },
+      [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+        if (gain != nullptr) q = q * Load(gain + i, part);
+        const F32 xh = (Clamp(Load(x + i, part), limit) - mean) * rstd;
+        sums[0] = sums[0] + ZeroPast(q, part);
+        sums[1] = sums[1] + ZeroPast(q * xh, part);
+      });
+}
+
+template <class T>
+void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Unit* units) {
+  const QkvArgs& args = back.forward;
+  const float limit = LimitOf(args);
+  const int64_t d = args.head_size;
+  const bool layer = args.norm == QkNorm::kLayerNormFull;
+  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
+  const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
+  const Rotary rotary = RotaryOf(args, row);
+  for (const Group& group : groups.group) {
+    const T* x = in + group.offset;
+    const T* dy = dout + group.offset;
+    Unit* unit = units + group.first_unit;
+    if (layer) {
+      *unit = UnitOf(x, group.heads * d, true, args.eps, limit);
+      F32 sums[2] = {};
+      for (int64_t head = 0; head < group.heads; ++head) {
+        const float* gain = group.gain == nullptr ? nullptr : group.gain + head * d;
+        AddMoments(x + head * d, dy + head * d, gain, *unit, rotary, d, limit, sums);
+      }
+      unit->mean_q = Sum(sums[0]) / static_cast<float>(group.heads * d);
+      unit->mean_qx = Sum(sums[1]) / static_cast<float>(group.heads * d);
+      continue;
+    }
+    for (int64_t head = 0; head < group.heads; ++head) {
+      unit[head] = UnitOf(x + head * d, d, false, args.eps, limit);
+      F32 sums[2] = {};
+      AddMoments(x + head * d, dy + head * d, group.gain, unit[head], rotary, d, limit, sums);
+      unit[head].mean_qx = Sum(sums[1]) / static_cast<float>(d);
+    }
+  }
+}
+
+template <class T>
+void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
+                 const Unit* units) {
+  const QkvArgs& args = back.forward;
+  const float limit = LimitOf(args);
+  const int64_t d = args.head_size;
+  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
+  const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
+  T* din = static_cast<T*>(back.din) + row * groups.row_size;
+  const Rotary rotary = RotaryOf(args, row);
+  const bool normed = args.norm != QkNorm::kNone;
+  for (const Group& group : groups.group) {
+    for (int64_t head = 0; head < group.heads; ++head) {
+      const int64_t offset = group.offset + head * d;
+      const T* x = in + offset;
+      const T* dy = dout + offset;
+      T* dx = din + offset;
+      Unit unit;
+      if (normed) unit = units[group.first_unit + (args.norm == QkNorm::kRmsPerHead ? head : 0)];
+      const float* gain = group.gain == nullptr ? nullptr : group.gain + GainOffset(args, head);
+      const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
+      const F32 mean_q = Set(unit.mean_q), mean_qx = Set(unit.mean_qx);
+      ForTurned<true>(
+          rotary, d,
+          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dy + i, part); },
+          [&](int64_t i, auto part, F32 dz) TESSERA_INLINE_LAMBDA {
+            const F32 raw = Load(x + i, part);
+            if (normed) {
+              if (gain != nullptr) dz = dz * Load(gain + i, part);
+              const F32 xh = (Clamp(raw, limit) - mean) * rstd;
+              dz = rstd * Fma(-xh, mean_qx, dz - mean_q);
+            }
+            Store(dx + i, Select(Abs(raw) > Set(limit), Zero(), dz), part);
+          });
+    }
+  }
+  const int64_t values = (args.heads + args.kv_heads) * d;
+  if (args.clip <= 0 && back.din == back.dout) return;
+  ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    const F32 dv = Load(dout + i, part);
+    Store(din + i, Select(Abs(Load(in + i, part)) > Set(limit), Zero(), dv), part);
+  });
+}
+
+// Gradients of gain and bias for one column vector.
+struct Chain {
+  F32 gain, bias;
+};
+template <class Part>
+TESSERA_INLINE Chain LoadChain(const Group& group, int64_t i, Part part) {
+  return {group.dgain == nullptr ? Zero() : Load(group.dgain + i, part),
+          group.dbias == nullptr ? Zero() : Load(group.dbias + i, part)};
+}
+template <class Part>
+TESSERA_INLINE void StoreChain(const Group& group, int64_t i, Part part, const Chain& chain) {
+  if (group.dgain != nullptr) Store(group.dgain + i, chain.gain, part);
+  if (group.dbias != nullptr) Store(group.dbias + i, chain.bias, part);
+}
+
+// The columns of one head are cut into pieces that a thread can own alone: pairs of vectors (or
+// interleaved vectors) of the rotary part, then vectors of the rest.
+struct Pieces {
+  int64_t rotary, rest;
+};
+Pieces PiecesOf(const QkvArgs& args) {
+  const int64_t span = args.rotary_interleaved ? args.rotary_size : args.rotary_size / 2;
+  return {(span + kLanes - 1) / kLanes,
+          (args.head_size - args.rotary_size + kLanes - 1) / kLanes};
+}
+
+// Adds rows [first, last) and heads [head_begin, head_end) to the gradients of one piece.
+template <class T>
+void AddPiece(const QkvBackwardArgs& back, const Groups& groups, const Group& group, int64_t first,
+              int64_t last, int64_t head_begin, int64_t head_end, int64_t piece,
+              const Unit* units) {
+  const QkvArgs& args = back.forward;
+  const float limit = LimitOf(args);
+  const int64_t d = args.head_size, half = args.rotary_size / 2;
+  const int64_t gains = GainOffset(args, head_begin);
+  const bool per_head = args.norm == QkNorm::kRmsPerHead;
+  const int64_t rotary_pieces = PiecesOf(args).rotary;
+  const auto for_heads = [&](auto&& body) TESSERA_INLINE_LAMBDA {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t start = row * groups.row_size + group.offset;
+      const Rotary rotary = RotaryOf(args, row);
+      const Unit* row_units = units + (row - first) * groups.units + group.first_unit;
+      for (int64_t head = head_begin; head < head_end; ++head) {
+        body(static_cast<const T*>(args.in) + start + head * d,
+             static_cast<const T*>(back.dout) + start + head * d,
+             row_units[per_head ? head : 0], rotary);
+      }
+    }
+  };
+  const auto add = [&](Chain& chain, const T* x, auto part, F32 dz, const Unit& unit)
+                       TESSERA_INLINE_LAMBDA {
+    const F32 xh = (Clamp(Load(x, part), limit) - unit.mean) * Set(unit.rstd);
+    chain.gain = Fma(dz, xh, chain.gain);
+    chain.bias = chain.bias + dz;
+  };
+  const auto one = [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {  // no rotation
+    Chain chain = LoadChain(group, gains + i, part);
+    for_heads([&](const T* x, const T* dy, const Unit& unit, const Rotary&) TESSERA_INLINE_LAMBDA {
+      add(chain, x + i, part, Load(dy + i, part), unit);
+    });
+    StoreChain(group, gains + i, part, chain);
+  };
+  const auto interleaved = [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Chain chain = LoadChain(group, gains + i, part);
+    const U32 signs = SignOf(true);
+    for_heads([&](const T* x, const T* dy, const Unit& unit, const Rotary& rotary)
+                  TESSERA_INLINE_LAMBDA {
+      const F32 v = Load(dy + i, part);
+      const F32 c = LoadTwice(rotary.cos + i / 2, Count(part));
+      const F32 s = FromBits(Bits(LoadTwice(rotary.sin + i / 2, Count(part))) ^ signs);
+      add(chain, x + i, part, Fma(v, c, SwapPairs(v) * s), unit);
+    });
+    StoreChain(group, gains + i, part, chain);
+  };
+  const auto pair = [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Chain low = LoadChain(group, gains + i, part);
+    Chain high = LoadChain(group, gains + half + i, part);
+    for_heads([&](const T* x, const T* dy, const Unit& unit, const Rotary& rotary)
+                  TESSERA_INLINE_LAMBDA {
+      const F32 a = Load(dy + i, part), b = Load(dy + half + i, part);
+      const F32 c = Load(rotary.cos + i, part), s = Load(rotary.sin + i, part);
+      add(low, x + i, part, Fma(a, c, b * s), unit);
+      add(high, x + half + i, part, Fma(b, c, -(a * s)), unit);
+    });
+    StoreChain(group, gains + i, part, low);
+    StoreChain(group, gains + half + i, part, high);
+  };
+  const auto dispatch = [&](int64_t begin, int64_t end, auto&& body) TESSERA_INLINE_LAMBDA {
+    const int64_t stop = begin + kLanes < end ? begin + kLanes : end;
+    ForVectors(begin, stop, body);
+  };
+  if (piece >= rotary_pieces) {
+    dispatch(args.rotary_size + (piece - rotary_pieces) * kLanes, d, one);
+  } else if (args.rotary_interleaved) {
+    dispatch(piece * kLanes, args.rotary_size, interleaved);
+  } else {
+    dispatch(piece * kLanes, half, pair);
+  }
+}
+
+template <class T>
+void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t first, int64_t last,
+                 const Unit* units, int part, int parts) {
+  const QkvArgs& args = back.forward;
+  const Pieces pieces = PiecesOf(args);
+  const int64_t count = pieces.rotary + pieces.rest;
+  if (args.norm == QkNorm::kRmsPerHead) {
+    const Range range = PartOf(count, 1, part, parts);
+    for (int64_t piece = range.begin; piece < range.end; ++piece) {
+      for (const Group& group : groups.group) {
+        if (group.dgain == nullptr) continue;
+        AddPiece<T>(back, groups, group, first, last, 0, group.heads, piece, units);
+      }
+    }
+    return;
+  }
+  const Range range = PartOf((args.heads + args.kv_heads) * count, 1, part, parts);
+  for (int64_t item = range.begin; item < range.end; ++item) {
+    const int64_t head = item / count;
+    const bool is_key = head >= args.heads;
+    const Group& group = groups.group[is_key ? 1 : 0];
+    if (group.dgain == nullptr && group.dbias == nullptr) continue;
+    const int64_t own = is_key ? head - args.heads : head;
+    AddPiece<T>(back, groups, group, first, last, own, own + 1, item % count, units);
+  }
+}
+
+// Statistics of a chunk of rows are kept between the passes: rows (statistics), columns (gains),
+// rows (din, which may lie over dout and so comes last).
+constexpr int64_t kChunkUnits = 2048;  // also the most heads a row may have (checked by dispatch)
+
+template <class T>
+void BackwardAll(const QkvBackwardArgs& back, ThreadPool& pool) {
+  const QkvArgs& args = back.forward;
+  Groups groups = GroupsOf(args);
+  groups.group[0].dgain = back.dq_gain;
+  groups.group[0].dbias = back.dq_bias;
+  groups.group[1].dgain = back.dk_gain;
+  groups.group[1].dbias = back.dk_bias;
+  if (args.norm == QkNorm::kNone) {
+    ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) BackwardRow<T>(back, groups, row, nullptr);
+    });
+    return;
+  }
+  const bool has_gains = back.dq_gain != nullptr || back.dk_gain != nullptr ||
+                         back.dq_bias != nullptr || back.dk_bias != nullptr;
+  Unit units[kChunkUnits];
+  const int64_t chunk = kChunkUnits / groups.units;
+  for (int64_t first = 0; first < args.rows; first += chunk) {
+    const int64_t last = first + chunk < args.rows ? first + chunk : args.rows;
+    ParallelRows(pool, last - first, groups.row_size, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        RowUnits<T>(back, groups, first + i, units + i * groups.units);
+        if (!has_gains) BackwardRow<T>(back, groups, first + i, units + i * groups.units);
+      }
+    });
+    if (!has_gains) continue;
+    ParallelParts(pool, (last - first) * groups.row_size, [&](int part, int parts) {
+      GainColumns<T>(back, groups, first, last, units, part, parts);
+    });
+    ParallelRows(pool, last - first, groups.row_size, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        BackwardRow<T>(back, groups, first + i, units + i * groups.units);
+      }
+    });
+  }
+}
+
+void Backward(const QkvBackwardArgs& back, ThreadPool& pool) {
+  back.forward.dtype == DType::kBf16 ? BackwardAll<bf16>(back, pool)
+                                     : BackwardAll<float>(back, pool);
+}
+
+}  // namespace
+
+void FillQkv(KernelTable& table) {
+  table.qkv_forward = Forward;
+  table.qkv_backward = Backward;
+}
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -72,7 +72,37 @@ TESSERA_INLINE void Store(bf16* p, F32 v) {
   std::memcpy(p, &half, sizeof(half));
 }
 
-// The first n (< kLanes) elements; the rest are `fill`. Nothing past them is touched.
+// x rounded to the type T of memory and back.
+template <class T>
+TESSERA_INLINE F32 RoundTo(F32 v);
+template <>
+TESSERA_INLINE F32 RoundTo<float>(F32 v) {
+  return v;
+}
+template <>
+TESSERA_INLINE F32 RoundTo<bf16>(F32 v) {
+  return FromBits(__builtin_convertvector(ToBf16Bits(v), U32) << 16);
+}
+
+// The first n (1 <= n < kLanes) elements; the rest are `fill`. Nothing past them is touched.
+#if defined(__AVX512F__)
+TESSERA_INLINE F32 LoadPartial(const float* p, int64_t n, float fill = 0.0f) {
+  const __mmask16 mask = (__mmask16)((1u << n) - 1u);
+  return (F32)_mm512_mask_loadu_ps((__m512)Set(fill), mask, p);
+}
+TESSERA_INLINE F32 LoadPartial(const bf16* p, int64_t n, float fill = 0.0f) {
+  const __mmask16 mask = (__mmask16)((1u << n) - 1u);
+  const U16 half = (U16)_mm256_maskz_loadu_epi16(mask, p);
+  const U32 bits = __builtin_convertvector(half, U32) << 16;
+  return (F32)_mm512_mask_mov_ps((__m512)Set(fill), mask, (__m512)FromBits(bits));
+}
+TESSERA_INLINE void StorePartial(float* p, F32 v, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+}
+TESSERA_INLINE void StorePartial(bf16* p, F32 v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), (__m256i)ToBf16Bits(v));
+}
+#else
 TESSERA_INLINE F32 LoadPartial(const float* p, int64_t n, float fill = 0.0f) {
   float buffer[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) buffer[i] = fill;
@@ -95,6 +125,7 @@ TESSERA_INLINE void StorePartial(bf16* p, F32 v, int64_t n) {
   Store(buffer, v);
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
+#endif
 
 // a * b + c, rounded once where the set has the instruction.
 TESSERA_INLINE F32 Fma(F32 a, F32 b, F32 c) {
@@ -112,6 +143,27 @@ TESSERA_INLINE F32 Max(F32 a, F32 b) { return a > b ? a : b; }
 TESSERA_INLINE F32 Min(F32 a, F32 b) { return a < b ? a : b; }
 TESSERA_INLINE F32 Abs(F32 v) { return FromBits(Bits(v) & 0x7fffffffu); }
 
+// a0 b0 a1 b1 ... from the low or the high halves of a and b, and v with neighbours exchanged.
+#if defined(__AVX512F__)
+#define TESSERA_ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define TESSERA_ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define TESSERA_SWAP 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14
+#elif defined(__AVX2__)
+#define TESSERA_ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define TESSERA_ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define TESSERA_SWAP 1, 0, 3, 2, 5, 4, 7, 6
+#else
+#define TESSERA_ZIP_LOW 0, 4, 1, 5
+#define TESSERA_ZIP_HIGH 2, 6, 3, 7
+#define TESSERA_SWAP 1, 0, 3, 2
+#endif
+TESSERA_INLINE U32 ZipLow(U32 a, U32 b) { return __builtin_shufflevector(a, b, TESSERA_ZIP_LOW); }
+TESSERA_INLINE U32 ZipHigh(U32 a, U32 b) { return __builtin_shufflevector(a, b, TESSERA_ZIP_HIGH); }
+TESSERA_INLINE F32 SwapPairs(F32 v) { return __builtin_shufflevector(v, v, TESSERA_SWAP); }
+#undef TESSERA_ZIP_LOW
+#undef TESSERA_ZIP_HIGH
+#undef TESSERA_SWAP
+
 TESSERA_INLINE F32 Sqrt(F32 v) {
 #if defined(__AVX512F__)
   return (F32)_mm512_sqrt_ps((__m512)v);
@@ -126,14 +178,27 @@ TESSERA_INLINE F32 Sqrt(F32 v) {
 #endif
 }
 
-// Sums of lanes in one fixed pairwise tree.
+// Sums of lanes in one fixed pairwise tree: lane i is added to lane i + half, halving each time.
 TESSERA_INLINE float Sum(F32 v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  // The masked form: g++ 12 takes the plain one's undefined source for a use of garbage.
+  const __m256 eight = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 0),
+                                     _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
+#else
+  const __m256 eight = (__m256)v;
+#endif
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
   float buffer[kLanes];
   Store(buffer, v);
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) buffer[i] += buffer[i + half];
   }
   return buffer[0];
+#endif
 }
 TESSERA_INLINE float MaxLane(F32 v) {
   float buffer[kLanes];
@@ -146,23 +211,23 @@ TESSERA_INLINE float MaxLane(F32 v) {
   return buffer[0];
 }
 
-// e^x to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial (Taylor coefficients
-// adjusted at the end of the interval are not needed at this width), scaled by 2^n. Below -87.3 the result is 0, above 88.7 it
-// saturates at the largest finite power.
+// e^x to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a degree-6 minimax polynomial (relative error
+// 3e-9 before rounding), scaled by 2^n. Below -87.3 the result is 0, above 88.7 it saturates at the
+// largest finite power; NaN stays NaN (the order of operands in Min and Max sees to that).
 TESSERA_INLINE F32 Exp(F32 x) {
   const F32 low = Set(-87.33654f), high = Set(88.72283f);
   const I32 under = x < low;
-  const F32 clamped = Min(Max(x, low), high);
+  const F32 clamped = Max(low, Min(high, x));
   const F32 magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const F32 shifted = Fma(clamped, Set(1.44269504088896341f), magic);
   const F32 n = shifted - magic;
   F32 r = Fma(n, Set(-0.693145751953125f), clamped);
   r = Fma(n, Set(-1.42860682030941723e-6f), r);
-  F32 p = Set(1.0f / 720.0f);
-  p = Fma(p, r, Set(1.0f / 120.0f));
-  p = Fma(p, r, Set(1.0f / 24.0f));
-  p = Fma(p, r, Set(1.0f / 6.0f));
-  p = Fma(p, r, Set(0.5f));
+  F32 p = Set(1.3814466954e-3f);
+  p = Fma(p, r, Set(8.36878040859e-3f));
+  p = Fma(p, r, Set(4.16683942113e-2f));
+  p = Fma(p, r, Set(1.66665201079e-1f));
+  p = Fma(p, r, Set(4.99999934125e-1f));
   p = Fma(p, r, Set(1.0f));
   p = Fma(p, r, Set(1.0f));
   // 2^n through the exponent bits, in two halves so that n = 128 does not overflow on the way.
@@ -175,7 +240,7 @@ TESSERA_INLINE F32 Exp(F32 x) {
 
 TESSERA_INLINE F32 Sigmoid(F32 x) { return Set(1.0f) / (Set(1.0f) + Exp(-x)); }
 
-// tanh x: a Taylor polynomial near 0 (where 1 - 2/(e^2x + 1) cancels), else through Exp.
+// tanh x: a Taylor polynomial near 0 (where 1 - 2/(e^2x + 1) cancels), else through Exp. NaN stays.
 TESSERA_INLINE F32 Tanh(F32 x) {
   const F32 x2 = x * x;
   F32 p = Set(-1382.0f / 155925.0f);
@@ -184,7 +249,7 @@ TESSERA_INLINE F32 Tanh(F32 x) {
   p = Fma(p, x2, Set(2.0f / 15.0f));
   p = Fma(p, x2, Set(-1.0f / 3.0f));
   const F32 small = Fma(p * x2, x, x);
-  const F32 clamped = Min(Max(x, Set(-10.0f)), Set(10.0f));
+  const F32 clamped = Max(Set(-10.0f), Min(Set(10.0f), x));
   const F32 large = Set(1.0f) - Set(2.0f) / (Exp(clamped + clamped) + Set(1.0f));
   return Select(Abs(x) < Set(0.3f), small, large);
 }
