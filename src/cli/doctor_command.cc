@@ -153,8 +153,11 @@ void PrintText(const Findings& found) {
 
   fmt::print("\nOptional parts\n");
   for (const OptionalPart& part : found.parts) {
-    fmt::print("  {:<13} {:<8} {:<46}{}\n", part.name, part.present ? "present" : "missing",
-               part.purpose, part.present ? "" : part.install);
+    if (part.present) {
+      fmt::print("  {:<13} present\n", part.name);
+    } else {
+      fmt::print("  {:<13} missing  {:<46} {}\n", part.name, part.purpose, part.install);
+    }
   }
 }
 
