@@ -198,7 +198,9 @@ std::vector<OptionalPart> FindOptionalParts() {
       Program("ccache", "faster builds", "ccache"),
       {"peers", PathExists(".venv/tessera-peers"), "tests that compare with other projects",
        "scripts/peers.sh"},
-      Program("debootstrap", "trying the set-up on a bare system", "debootstrap"),
+      // Its folder is on the path of root alone.
+      {"debootstrap", PathExists("/usr/sbin/debootstrap"), "trying the set-up on a bare system",
+       "apt-get install debootstrap"},
   };
 }
 
