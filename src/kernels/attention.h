@@ -29,7 +29,7 @@ struct AttentionShape {
   bool causal = true;
   int64_t window = 0;                      // 0: none; else keys i-window+1 .. i only
   float softcap = 0;                       // 0: none
-  const float* alibi_slopes = nullptr;     // [H]: bias -slope * (i - j)
+  const float* alibi_slopes = nullptr;     // [H]: bias -slope * abs(i - j)
   const int32_t* segment_start = nullptr;  // [B, T]: first position that token i may see, or null
   float dropout = 0;                       // on the probabilities, scaled by 1/(1-p)
   RngKey dropout_key;                      // element ((first_sequence + b) H + h) T T + i T + j

@@ -1,0 +1,423 @@
+// Flash attention backward: scores are recomputed from Q, K and the saved log-sum-exp. Keys lie
+// along the lanes: score tiles are [queries][kTile keys].
+//
+// Order of sums, fixed by the shape alone: keys are cut into chunks, chunks into panels that stay
+// in L2. dK and dV of a panel are private sums over the group's rows in order. dQ of a row is the
+// sum over chunks in order of the sum over the chunk's panels in order. One thread takes a whole
+// (sequence, kv head); where the last few of those would leave threads idle, a thread takes one
+// chunk of them with a dQ of its own, and the chunks' dQ are added up afterwards in the same order.
+#include "kernels/cpu/attention_tiles.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+namespace {
+
+// Keys whose packed forms and gradients (5 panels of fp32) stay in a 1 MiB L2 beside a row tile.
+int64_t PanelKeys(int64_t padded) { return padded <= 128 ? 256 : 128; }
+inline constexpr int64_t kMaxPanelTiles = 4;
+inline constexpr int64_t kMaxChunks = 8;
+
+struct Plan {
+  int64_t units = 0;        // (sequence, kv head) pairs
+  int64_t whole_units = 0;  // of which one thread each; the others by chunks
+  int64_t panel_keys = 0;
+  int64_t chunk_keys = 0;
+  int64_t chunks = 0;
+  int64_t gradient_floats = 0;  // dQ of a unit: [rows, padded]
+};
+
+Plan MakePlan(const Problem& p, int num_threads) {
+  Plan plan;
+  plan.units = p.shape.batch * p.shape.kv_heads;
+  plan.panel_keys = PanelKeys(p.padded);
+  plan.chunk_keys = RoundUp(CeilDiv(p.shape.length, kMaxChunks), plan.panel_keys);
+  plan.chunks = CeilDiv(p.shape.length, plan.chunk_keys);
+  plan.gradient_floats = p.rows * p.padded;
+  const int64_t rest = plan.units % num_threads;
+  plan.whole_units = plan.chunks > 1 && 2 * rest <= num_threads ? plan.units - rest : plan.units;
+  return plan;
+}
+
+struct Scratch {
+  RowLimits* rows = nullptr;
+  float* keys_t = nullptr;    // [panel tiles][head_size, kTile]
+  float* values_t = nullptr;  // the same
+  float* keys = nullptr;      // [panel_keys, padded]
+  float* dk = nullptr;        // [panel_keys, padded]
+  float* dv = nullptr;
+  float* q = nullptr;         // [kTile, padded], scaled
+  float* dout = nullptr;      // [kTile, padded]
+  float* dq = nullptr;        // [kTile, padded]: the panel's part
+  float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
+  float* ds = nullptr;        // the same: dP, then dS
+  float* keep = nullptr;      // [kTile]
+  float* delta = nullptr;     // [rows]
+  float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
+  float* unit_dq = nullptr;   // [rows, padded]
+};
+
+Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan) {
+  const int64_t panel = plan.panel_keys * p.padded, tile = kTile * p.padded;
+  Scratch s;
+  s.rows = (RowLimits*)carver->Take((int64_t)sizeof(RowLimits));
+  s.keys_t = carver->Floats(panel);
+  s.values_t = carver->Floats(panel);
+  s.keys = carver->Floats(panel);
+  s.dk = carver->Floats(panel);
+  s.dv = carver->Floats(panel);
+  s.q = carver->Floats(tile);
+  s.dout = carver->Floats(tile);
+  s.dq = carver->Floats(tile);
+  s.p = carver->Floats(kTile * kTile);
+  s.ds = carver->Floats(kTile * kTile);
+  s.keep = carver->Floats(kTile);
+  s.delta = carver->Floats(p.rows);
+  s.unit_dq = carver->Floats(plan.gradient_floats);
+  s.chunk_dq = plan.chunk_keys > plan.panel_keys ? carver->Floats(plan.gradient_floats) : nullptr;
+  return s;
+}
+
+// What the units that are cut into chunks share.
+struct Shared {
+  float* delta = nullptr;  // [units, rows]
+  float* dq = nullptr;     // [units, chunks][rows, padded]
+};
+
+Shared CarveShared(Carver* carver, const Problem& p, const Plan& plan) {
+  const int64_t units = plan.units - plan.whole_units;
+  Shared s;
+  s.delta = carver->Floats(units * p.rows);
+  s.dq = carver->Floats(units * plan.chunks * plan.gradient_floats);
+  return s;
+}
+
+template <class T>
+struct Unit {
+  int64_t sequence, kv_head;
+  GroupRows<const T> q, out, dout;
+  GroupRows<T> dq;
+  const T *k, *v;
+  T *dk, *dv;
+  int64_t kv_stride;
+  const float* lse;  // [group][length]
+};
+
+template <class T>
+Unit<T> MakeUnit(const AttentionBackwardArgs& args, const Problem& p, int64_t index) {
+  const AttentionForwardArgs& f = args.forward;
+  const int64_t size = p.shape.head_size;
+  const int64_t sequence = index / p.shape.kv_heads, kv_head = index % p.shape.kv_heads;
+  const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
+  const int64_t q = token * f.q_stride + head * size, out = token * f.out_stride + head * size;
+  const int64_t kv = token * f.kv_stride + kv_head * size;
+  Unit<T> unit;
+  unit.sequence = sequence;
+  unit.kv_head = kv_head;
+  unit.q = {(const T*)f.q + q, f.q_stride, size, p.group};
+  unit.out = {(const T*)f.out + out, f.out_stride, size, p.group};
+  unit.dout = {(const T*)args.dout + out, f.out_stride, size, p.group};
+  unit.dq = {(T*)args.dq + q, f.q_stride, size, p.group};
+  unit.k = (const T*)f.k + kv;
+  unit.v = (const T*)f.v + kv;
+  unit.dk = (T*)args.dk + kv;
+  unit.dv = (T*)args.dv + kv;
+  unit.kv_stride = f.kv_stride;
+  unit.lse = f.lse + (sequence * p.shape.heads + head) * p.shape.length;
+  return unit;
+}
+
+// delta[r] = sum over d of dO O.
+template <class T>
+void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end, float* delta) {
+  const int64_t size = p.shape.head_size;
+  for (int64_t r = begin; r < end; ++r) {
+    const T *a = unit.dout.Row(r), *b = unit.out.Row(r);
+    F32 sum = Zero();
+    int64_t d = 0;
+    for (; d + kLanes <= size; d += kLanes) sum = Fma(Load(a + d), Load(b + d), sum);
+    if (d < size) sum = Fma(LoadPartial(a + d, size - d), LoadPartial(b + d, size - d), sum);
+    delta[r] = Sum(sum);
+  }
+}
+
+// One row of a score tile: in p the scores and in ds the dP of the vectors that hold keys
+// [from, to); out p = probabilities as they met V, ds = gradients of the packed product Q K^T
+// (short of the factor that ends in q_scale). Zero in the other vectors.
+template <bool kEdge, bool kAlibi, bool kCap>
+TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r, float lse,
+                             float delta, int64_t begin, int64_t from, int64_t to) {
+  float* p = s.p + r * kTile;
+  float* ds = s.ds + r * kTile;
+  const bool dropout = problem.shape.dropout > 0;
+  if (dropout) KeepRow(problem, s.rows->element[r], begin, s.keep);
+  F32 lanes;
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = (float)i;
+  for (int64_t v = 0; v < kTileVectors; ++v) {
+    const int64_t k = v * kLanes;
+    if (kEdge && (to <= k || from >= k + kLanes)) {
+      Store(p + k, Zero());
+      Store(ds + k, Zero());
+      continue;
+    }
+    F32 x = Load(p + k);
+    F32 slope = Set(1.0f);  // of the soft cap
+    if constexpr (kCap) {
+      const F32 t = Tanh(x);
+      slope = Set(1.0f) - t * t;
+      x = Set(problem.cap) * t;
+    }
+    const F32 key = lanes + Set((float)(begin + k));
+    if constexpr (kAlibi) {
+      x = Fma(Set(-s.rows->slope[r]), Abs(Set(s.rows->position[r]) - key), x);
+    }
+    F32 y = Exp2(x - Set(lse));
+    if constexpr (kEdge) {
+      const F32 local = lanes + Set((float)k);
+      y = Select((local >= Set((float)from)) & (local < Set((float)to)), y, Zero());
+    }
+    F32 dp = Load(ds + k), met = y;
+    if (dropout) {
+      const F32 keep = Load(s.keep + k);
+      dp = dp * keep;
+      met = y * keep;
+    }
+    F32 d = y * (dp - Set(delta));
+    if constexpr (kCap) d = d * slope;
+    if constexpr (kEdge) d = Select(y > Zero(), d, Zero());
+    Store(p + k, met);
+    Store(ds + k, d);
+  }
+}
+
+// One tile of rows (packed in scratch) with one tile of keys: adds to dk, dv and dq of scratch.
+void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
+                  int64_t panel_begin, int64_t tile_index, int64_t n) {
+  const RowLimits& rows = *s.rows;
+  const int64_t begin = panel_begin + tile_index * kTile;
+  const int64_t size = problem.shape.head_size, padded = problem.padded;
+  const bool edge = !rows.SeesAll(begin, begin + kTile);
+  int64_t from[kTile], to[kTile];
+  if (edge) {
+    for (int64_t r = 0; r < rows.count; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
+  }
+
+  const float* keys_t = s.keys_t + tile_index * size * kTile;
+  const float* values_t = s.values_t + tile_index * size * kTile;
+  const Product scores = {
+      .a = s.q, .lda = padded, .b = keys_t, .ldb = kTile, .c = s.p, .ldc = kTile};
+  const Product dp = {
+      .a = s.dout, .lda = padded, .b = values_t, .ldb = kTile, .c = s.ds, .ldc = kTile};
+  if (edge) {
+    const auto columns = [&](int64_t row, int64_t count) {
+      int64_t low = 0, high = 0;
+      rows.KeysOf(row, count, begin, n, &low, &high);
+      return Extent{0, size, low / kLanes, CeilDiv(high, kLanes)};
+    };
+    Multiply<Layout::kRows, Update::kStore>(scores, 0, rows.count, kTileVectors, columns);
+    Multiply<Layout::kRows, Update::kStore>(dp, 0, rows.count, kTileVectors, columns);
+  } else {
+    MultiplyAll<Layout::kRows, Update::kStore>(scores, rows.count, size, kTileVectors);
+    MultiplyAll<Layout::kRows, Update::kStore>(dp, rows.count, size, kTileVectors);
+  }
+
+  WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
+    constexpr bool kEdge = decltype(edge_on)::kOn;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      ScoreRow<kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
+          problem, s, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n);
+    }
+  });
+
+  const int64_t offset = tile_index * kTile * padded;
+  const Product dv = {
+      .a = s.p, .lda = kTile, .b = s.dout, .ldb = padded, .c = s.dv + offset, .ldc = padded};
+  const Product dk = {
+      .a = s.ds, .lda = kTile, .b = s.q, .ldb = padded, .c = s.dk + offset, .ldc = padded};
+  const Product dq = {
+      .a = s.ds, .lda = kTile, .b = s.keys + offset, .ldb = padded, .c = s.dq, .ldc = padded};
+  if (edge) {
+    const auto queries = [&](int64_t key, int64_t count) {
+      int64_t first = 0, last = rows.count;
+      while (first < last && (to[first] <= key || from[first] >= key + count)) ++first;
+      while (last > first && (to[last - 1] <= key || from[last - 1] >= key + count)) --last;
+      return Extent{first, last, 0, problem.vectors};
+    };
+    Multiply<Layout::kColumns, Update::kAdd>(dv, 0, n, problem.vectors, queries);
+    Multiply<Layout::kColumns, Update::kAdd>(dk, 0, n, problem.vectors, queries);
+    Multiply<Layout::kRows, Update::kAdd>(
+        dq, 0, rows.count, problem.vectors, [&](int64_t row, int64_t count) {
+          Extent e = {0, 0, 0, problem.vectors};
+          rows.KeysOf(row, count, begin, n, &e.depth_begin, &e.depth_end);
+          return e;
+        });
+  } else {
+    MultiplyAll<Layout::kColumns, Update::kAdd>(dv, n, rows.count, problem.vectors);
+    MultiplyAll<Layout::kColumns, Update::kAdd>(dk, n, rows.count, problem.vectors);
+    MultiplyAll<Layout::kRows, Update::kAdd>(dq, rows.count, n, problem.vectors);
+  }
+}
+
+void AddTo(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; i += kLanes) Store(y + i, Load(y + i) + Load(x + i));
+}
+
+// Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded].
+template <class T>
+void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, const float* delta,
+                   int64_t begin, int64_t n, float* dq) {
+  const int64_t size = p.shape.head_size;
+  const T* k = unit.k + begin * unit.kv_stride;
+  const T* v = unit.v + begin * unit.kv_stride;
+  // dv is free until its sums begin: V passes through it on the way to its transpose.
+  PackRows(k, unit.kv_stride, n, size, p.padded, s.keys);
+  PackRows(v, unit.kv_stride, n, size, p.padded, s.dv);
+  for (int64_t j = 0; j < n; j += kTile) {
+    const int64_t count = MinOf(kTile, n - j);
+    TransposeTile(s.keys + j * p.padded, count, size, p.padded, s.keys_t + j * size);
+    TransposeTile(s.dv + j * p.padded, count, size, p.padded, s.values_t + j * size);
+  }
+  std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
+  std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
+
+  const int64_t first_row = p.up_to_self ? begin * p.group / kTile * kTile : 0;
+  for (int64_t first = first_row; first < p.rows; first += kTile) {
+    const int64_t count = MinOf(kTile, p.rows - first);
+    FillRows(p, unit.sequence, unit.kv_head, first, count, s.rows);
+    if (s.rows->SeesNone(begin, begin + n)) continue;
+    float lse[kTile];
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t row = first + r;
+      PackRow(unit.q.Row(row), size, p.q_scale, s.q + r * p.padded);
+      PackRow(unit.dout.Row(row), size, 1.0f, s.dout + r * p.padded);
+      lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;
+    }
+    std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
+    for (int64_t j = 0; j < n; j += kTile) {
+      const int64_t keys = MinOf(kTile, n - j);
+      if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;
+      BackwardTile(p, s, lse, delta + first, begin, j / kTile, keys);
+    }
+    AddTo(s.dq, count * p.padded, dq + first * p.padded);
+  }
+
+  // The packed Q carries q_scale; the true factor of dK is the shape's scale.
+  const float dk_scale = p.shape.softcap > 0 ? p.shape.softcap : kLn2;
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t row = (begin + j) * unit.kv_stride;
+    UnpackRow(s.dk + j * p.padded, size, dk_scale, unit.dk + row);
+    UnpackRow(s.dv + j * p.padded, size, 1.0f, unit.dv + row);
+  }
+}
+
+template <class T>
+void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s,
+                   const float* delta, int64_t chunk, float* dq) {
+  const int64_t end = MinOf(p.shape.length, (chunk + 1) * plan.chunk_keys);
+  for (int64_t begin = chunk * plan.chunk_keys; begin < end; begin += plan.panel_keys) {
+    BackwardPanel(p, unit, s, delta, begin, MinOf(plan.panel_keys, end - begin), dq);
+  }
+}
+
+template <class T>
+void BackwardUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s) {
+  FillDelta(p, unit, 0, p.rows, s.delta);
+  std::memset(s.unit_dq, 0, (size_t)plan.gradient_floats * 4);
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    // A chunk of one panel adds each row once, so a buffer of its own would change no bit.
+    if (s.chunk_dq == nullptr) {
+      BackwardChunk(p, plan, unit, s, s.delta, chunk, s.unit_dq);
+      continue;
+    }
+    std::memset(s.chunk_dq, 0, (size_t)plan.gradient_floats * 4);
+    BackwardChunk(p, plan, unit, s, s.delta, chunk, s.chunk_dq);
+    AddTo(s.chunk_dq, plan.gradient_floats, s.unit_dq);
+  }
+  for (int64_t r = 0; r < p.rows; ++r) {
+    UnpackRow(s.unit_dq + r * p.padded, p.shape.head_size, p.shape.scale, unit.dq.Row(r));
+  }
+}
+
+// Rows [begin, end) of dQ of a unit that was cut into chunks: adds them up in the first one.
+template <class T>
+void SumChunks(const Problem& p, const Plan& plan, const Unit<T>& unit, int64_t begin, int64_t end,
+               float* dq) {
+  for (int64_t r = begin; r < end; ++r) {
+    float* row = dq + r * p.padded;
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
+      AddTo(row + chunk * plan.gradient_floats, p.padded, row);
+    }
+    UnpackRow(row, p.shape.head_size, p.shape.scale, unit.dq.Row(r));
+  }
+}
+
+template <class T>
+void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
+  const Problem p = MakeProblem(args.forward.shape, nullptr);
+  const Plan plan = MakePlan(p, pool.num_threads());
+  Carver carver = {(char*)workspace, 0};
+  const Shared shared = CarveShared(&carver, p, plan);
+  Carver measure;
+  CarveScratch(&measure, p, plan);
+  const int64_t split_units = plan.units - plan.whole_units;
+
+  if (split_units > 0) {
+    pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
+        const Unit<T> unit = MakeUnit<T>(args, p, plan.whole_units + u);
+        FillDelta(p, unit, MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows),
+                  shared.delta + u * p.rows);
+      }
+    });
+  }
+
+  const int64_t items = plan.whole_units + split_units * plan.chunks;
+  int64_t next = 0;
+  pool.Run([&](int thread) {
+    Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
+    const Scratch scratch = CarveScratch(&own, p, plan);
+    for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
+      if (item < plan.whole_units) {
+        BackwardUnit(p, plan, MakeUnit<T>(args, p, item), scratch);
+        continue;
+      }
+      // Chunk by chunk: in a causal call the first ones are the longest.
+      const int64_t u = (item - plan.whole_units) % split_units;
+      const int64_t chunk = (item - plan.whole_units) / split_units;
+      float* dq = shared.dq + (u * plan.chunks + chunk) * plan.gradient_floats;
+      std::memset(dq, 0, (size_t)plan.gradient_floats * 4);
+      BackwardChunk(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), scratch,
+                    shared.delta + u * p.rows, chunk, dq);
+    }
+  });
+
+  if (split_units > 0) {
+    pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
+        SumChunks(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), MaxOf(begin - u * p.rows, 0),
+                  MinOf(end - u * p.rows, p.rows),
+                  shared.dq + u * plan.chunks * plan.gradient_floats);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+int64_t BackwardBytes(const AttentionShape& shape, int num_threads) {
+  const Problem p = MakeProblem(shape, nullptr);
+  const Plan plan = MakePlan(p, num_threads);
+  Carver shared, scratch;
+  CarveShared(&shared, p, plan);
+  CarveScratch(&scratch, p, plan);
+  return shared.used + scratch.used * num_threads;
+}
+
+void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
+  if (args.forward.dtype == DType::kBf16) {
+    Backward<bf16>(args, workspace, pool);
+  } else {
+    Backward<float>(args, workspace, pool);
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

@@ -1,0 +1,96 @@
+// Flash attention forward: each tile of query rows is one chain over key tiles in order, whoever
+// computes it.
+#include "kernels/cpu/attention_online.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+namespace {
+
+struct Plan {
+  int64_t units;   // (sequence, kv head) pairs
+  int64_t blocks;  // a unit, of `tiles` tiles each
+  int64_t tiles;
+};
+
+Plan MakePlan(const Problem& p, int num_threads) {
+  Plan plan;
+  plan.units = p.shape.batch * p.shape.kv_heads;
+  plan.tiles = TilesOfBlock(p.padded);
+  const int64_t row_tiles = CeilDiv(p.rows, kTile);
+  while (plan.tiles > 1 && plan.units * CeilDiv(row_tiles, plan.tiles) < 4 * num_threads) {
+    plan.tiles /= 2;
+  }
+  plan.blocks = CeilDiv(row_tiles, plan.tiles);
+  return plan;
+}
+
+template <class T>
+void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan, int64_t unit,
+                 int64_t block, const OnlineScratch& scratch) {
+  const int64_t size = p.shape.head_size;
+  const int64_t sequence = unit / p.shape.kv_heads, kv_head = unit % p.shape.kv_heads;
+  const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
+  const GroupRows<const T> q = {(const T*)args.q + token * args.q_stride + head * size,
+                                args.q_stride, size, p.group};
+  const GroupRows<T> out = {(T*)args.out + token * args.out_stride + head * size, args.out_stride,
+                            size, p.group};
+  const int64_t kv_offset = token * args.kv_stride + kv_head * size;
+  const KeyValues<T> kv = {(const T*)args.k + kv_offset, (const T*)args.v + kv_offset,
+                           args.kv_stride};
+
+  int64_t tiles = 0;
+  const int64_t end = MinOf(p.rows, (block + 1) * plan.tiles * kTile);
+  for (int64_t first = block * plan.tiles * kTile; first < end; first += kTile, ++tiles) {
+    BeginTile(p, sequence, kv_head, first, MinOf(kTile, end - first), q, scratch.keys,
+              &scratch.tiles[tiles]);
+  }
+  AttendBlock(p, kv, 0, p.keys, scratch, tiles);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const QueryTile& tile = scratch.tiles[i];
+    EndTile(p, tile, out);
+    if (args.lse == nullptr) continue;
+    for (int64_t r = 0; r < tile.rows.count; ++r) {
+      const int64_t row = tile.rows.first + r;
+      float* lse = args.lse + (sequence * p.shape.heads + head + row % p.group) * p.shape.length;
+      lse[row / p.group] = tile.max[r] * kLn2 + __builtin_logf(tile.sum[r]);
+    }
+  }
+}
+
+template <class T>
+void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
+  const Problem p = MakeProblem(args.shape, nullptr);
+  const Plan plan = MakePlan(p, pool.num_threads());
+  const int64_t items = plan.units * plan.blocks;
+  // Long items first where there are few; else one sequence after the other for the caches.
+  const bool long_first = plan.units < 8 * pool.num_threads();
+  const int64_t thread_bytes = ForwardBytes(args.shape, 1);
+  int64_t next = 0;
+  pool.Run([&](int thread) {
+    Carver carver = {(char*)workspace + thread * thread_bytes, 0};
+    const OnlineScratch scratch = CarveOnline(&carver, p.padded, p.shape.dropout > 0);
+    for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
+      const int64_t unit = long_first ? item % plan.units : item / plan.blocks;
+      const int64_t block = long_first ? item / plan.units : item % plan.blocks;
+      ForwardItem<T>(args, p, plan, unit, plan.blocks - 1 - block, scratch);
+    }
+  });
+}
+
+}  // namespace
+
+int64_t ForwardBytes(const AttentionShape& shape, int num_threads) {
+  Carver carver;
+  CarveOnline(&carver, RoundUp(shape.head_size, kLanes), shape.dropout > 0);
+  return carver.used * num_threads;
+}
+
+void RunForward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
+  if (args.dtype == DType::kBf16) {
+    Forward<bf16>(args, workspace, pool);
+  } else {
+    Forward<float>(args, workspace, pool);
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

@@ -1,0 +1,169 @@
+// One query tile against one packed key tile: scores, online softmax, weighted sum of values.
+#include "kernels/cpu/attention_online.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+namespace {
+
+// Scores to 2^(score - max) for one vector of queries and keys [from, to) of the tile at `begin`;
+// updates max, sum and scale.
+template <bool kEdge, bool kAlibi, bool kCap>
+TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lane, float* scores,
+                                  int64_t begin, int64_t from, int64_t to) {
+  float* s = scores + lane;
+  F32 slope = Zero(), position = Zero();
+  I32 lo = {}, hi = {};
+  if constexpr (kAlibi) {
+    slope = Zero() - Load(tile->rows.slope + lane);
+    position = Load(tile->rows.position + lane) - Set((float)begin);
+  }
+  if constexpr (kEdge) {
+    std::memcpy(&lo, tile->rows.lo + lane, sizeof(lo));
+    std::memcpy(&hi, tile->rows.hi + lane, sizeof(hi));
+    lo -= (int32_t)begin;
+    hi -= (int32_t)begin;
+  }
+  const auto score = [&](int64_t k) {
+    F32 x = Load(s + k * kTile);
+    if constexpr (kCap) x = Set(p.cap) * Tanh(x);
+    if constexpr (kAlibi) x = Fma(slope, Abs(position - Set((float)k)), x);
+    if constexpr (kEdge) {
+      const int32_t key = (int32_t)k;
+      x = Select((lo <= key) & (hi > key), x, Set(-__builtin_inff()));
+    }
+    if constexpr (kEdge || kAlibi || kCap) Store(s + k * kTile, x);
+    return x;
+  };
+  const F32 old = Load(tile->max + lane);
+  F32 m0 = old, m1 = old, m2 = old, m3 = old;
+  int64_t k = from;
+  for (; k + 4 <= to; k += 4) {
+    m0 = Max(m0, score(k));
+    m1 = Max(m1, score(k + 1));
+    m2 = Max(m2, score(k + 2));
+    m3 = Max(m3, score(k + 3));
+  }
+  for (; k < to; ++k) m0 = Max(m0, score(k));
+  const F32 max = Max(Max(m0, m1), Max(m2, m3));
+  const F32 scale = Exp2(old - max);
+  const auto probability = [&](int64_t key) {
+    const F32 x = Exp2(Load(s + key * kTile) - max);
+    Store(s + key * kTile, x);
+    return x;
+  };
+  F32 s0 = Load(tile->sum + lane) * scale, s1 = Zero(), s2 = Zero(), s3 = Zero();
+  for (k = from; k + 4 <= to; k += 4) {
+    s0 = s0 + probability(k);
+    s1 = s1 + probability(k + 1);
+    s2 = s2 + probability(k + 2);
+    s3 = s3 + probability(k + 3);
+  }
+  for (; k < to; ++k) s0 = s0 + probability(k);
+  Store(tile->max + lane, max);
+  Store(tile->scale + lane, scale);
+  Store(tile->sum + lane, (s0 + s1) + (s2 + s3));
+}
+
+// Multiplies the probabilities by the factors of dropout (the sums stay as they are).
+TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t begin, float* keep,
+                               float* scores) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    KeepRow(p, rows.element[r], begin, keep + r * kTile);
+  }
+  for (int64_t r0 = 0; r0 < rows.count; r0 += kLanes) {
+    for (int64_t k0 = 0; k0 < kTile; k0 += kLanes) {
+      F32 block[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        block[r] = r0 + r < rows.count ? Load(keep + (r0 + r) * kTile + k0) : Zero();
+      }
+      Transpose(block);
+      for (int64_t k = 0; k < kLanes; ++k) {
+        float* s = scores + (k0 + k) * kTile + r0;
+        Store(s, Load(s) * block[k]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
+                QueryTile* tile) {
+  const RowLimits& rows = tile->rows;
+  const int64_t vectors = CeilDiv(rows.count, kLanes);
+  const bool edge = !rows.SeesAll(begin, begin + n);
+  int64_t key_from = 0, key_to = n;              // keys that some row sees
+  int64_t from[kTileVectors], to[kTileVectors];  // and that some lane of a vector sees
+  for (int64_t v = 0; v < vectors; ++v) {
+    from[v] = 0;
+    to[v] = n;
+  }
+  if (edge) {
+    key_from = n;
+    key_to = 0;
+    for (int64_t v = 0; v < vectors; ++v) {
+      rows.KeysOf(v * kLanes, kLanes, begin, n, &from[v], &to[v]);
+      if (from[v] == to[v]) continue;
+      key_from = MinOf(key_from, from[v]);
+      key_to = MaxOf(key_to, to[v]);
+    }
+    if (key_from >= key_to) return;
+  }
+
+  const Product scores = {.a = scratch.keys,
+                          .lda = p.padded,
+                          .b = tile->q,
+                          .ldb = kTile,
+                          .c = scratch.scores,
+                          .ldc = kTile};
+  const int64_t depth = p.shape.head_size;
+  if (!edge) {
+    MultiplyAll<Layout::kRows, Update::kStore>(scores, n, depth, vectors);
+  } else {
+    Multiply<Layout::kRows, Update::kStore>(scores, key_from, key_to, vectors,
+                                            [&](int64_t key, int64_t count) {
+                                              int64_t first = vectors, last = 0;
+                                              for (int64_t v = 0; v < vectors; ++v) {
+                                                if (from[v] >= key + count || to[v] <= key)
+                                                  continue;
+                                                first = MinOf(first, v);
+                                                last = v + 1;
+                                              }
+                                              return Extent{0, depth, first, last};
+                                            });
+  }
+
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t lane = v * kLanes;
+    if (edge) {
+      for (int64_t k = key_from; k < key_to; ++k) {
+        if (k < from[v] || k >= to[v]) Store(scratch.scores + k * kTile + lane, Zero());
+      }
+    }
+    WithFeatures(p, edge, [&](auto edge_on, auto alibi, auto cap) {
+      OnlineSoftmax<decltype(edge_on)::kOn, decltype(alibi)::kOn, decltype(cap)::kOn>(
+          p, tile, lane, scratch.scores, begin, from[v], to[v]);
+    });
+  }
+  if (p.shape.dropout > 0) DropScores(p, rows, begin, scratch.keep, scratch.scores);
+
+  const Product out = {.a = scratch.scores,
+                       .lda = kTile,
+                       .b = scratch.values,
+                       .ldb = p.padded,
+                       .c = tile->out,
+                       .ldc = p.padded,
+                       .scale = tile->scale};
+  if (!edge) {
+    MultiplyAll<Layout::kColumns, Update::kScaleAdd>(out, rows.count, n, p.vectors);
+  } else {
+    Multiply<Layout::kColumns, Update::kScaleAdd>(
+        out, 0, rows.count, p.vectors, [&](int64_t row, int64_t count) {
+          Extent e = {0, 0, 0, p.vectors};
+          rows.KeysOf(row, count, begin, n, &e.depth_begin, &e.depth_end);
+          return e;
+        });
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

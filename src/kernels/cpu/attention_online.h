@@ -1,0 +1,117 @@
+// The online softmax over key tiles, shared by forward and decoding. Queries lie along the lanes:
+// scores are held transposed, [keys][kTile queries], so maxima and sums need no horizontal steps.
+#pragma once
+
+#include "kernels/cpu/attention_tiles.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+// Where a sequence's keys and values of one head lie.
+template <class T>
+struct KeyValues {
+  const T* k;
+  const T* v;
+  int64_t stride;  // elements from key to key
+};
+
+// Query rows in progress.
+struct QueryTile {
+  RowLimits rows;
+  alignas(64) float max[kTile];    // of the scores so far, in units of log2
+  alignas(64) float sum[kTile];    // of 2^(score - max)
+  alignas(64) float scale[kTile];  // 2^(old max - max) of the tile at hand
+  float* q = nullptr;              // [head_size, kTile], scaled and transposed
+  float* out = nullptr;            // [kTile, padded], not yet divided by sum
+};
+
+// Tiles of one work item: they share each packed key tile. The number never changes a bit.
+inline constexpr int64_t kMaxTilesOfBlock = 4;
+
+struct OnlineScratch {
+  QueryTile* tiles = nullptr;  // [kMaxTilesOfBlock]
+  float* keys = nullptr;       // [kTile, padded]
+  float* values = nullptr;     // [kTile, padded]
+  float* scores = nullptr;     // [kTile keys, kTile queries]
+  float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
+};
+
+// Fewer tiles for wide heads, to stay in L2.
+TESSERA_INLINE int64_t TilesOfBlock(int64_t padded) {
+  return padded <= 128 ? kMaxTilesOfBlock : kMaxTilesOfBlock / 2;
+}
+
+TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dropout) {
+  OnlineScratch s;
+  s.tiles = (QueryTile*)carver->Take(kMaxTilesOfBlock * (int64_t)sizeof(QueryTile));
+  for (int64_t i = 0; i < TilesOfBlock(padded); ++i) {
+    float* q = carver->Floats(padded * kTile);
+    float* out = carver->Floats(padded * kTile);
+    if (carver->base == nullptr) continue;
+    s.tiles[i].q = q;
+    s.tiles[i].out = out;
+  }
+  s.keys = carver->Floats(kTile * padded);
+  s.values = carver->Floats(kTile * padded);
+  s.scores = carver->Floats(kTile * kTile);
+  if (dropout) s.keep = carver->Floats(kTile * kTile);
+  return s;
+}
+
+// Starts rows [first, first + count) of a group. `staging` holds [kTile, padded].
+template <class T>
+TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_head, int64_t first,
+                              int64_t count, const GroupRows<const T>& q, float* staging,
+                              QueryTile* tile) {
+  FillRows(p, sequence, kv_head, first, count, &tile->rows);
+  for (int64_t r = 0; r < count; ++r) {
+    PackRow(q.Row(first + r), p.shape.head_size, p.q_scale, staging + r * p.padded);
+  }
+  TransposeTile(staging, count, p.shape.head_size, p.padded, tile->q);
+  for (int64_t r = 0; r < kTile; ++r) {
+    tile->max[r] = -1e30f;  // finite: -inf minus it is -inf, not NaN
+    tile->sum[r] = 0;
+  }
+  std::memset(tile->out, 0, (size_t)(kTile * p.padded) * 4);
+}
+
+// Adds keys [begin, begin + n), packed in scratch, to a query tile.
+void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
+                QueryTile* tile);
+
+// Attends `tiles` query tiles to keys [key_begin, key_end) as far as their rows see them.
+template <class T>
+TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_t key_begin,
+                                int64_t key_end, const OnlineScratch& scratch, int64_t tiles) {
+  int64_t from = INT64_MAX, to = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    from = MinOf(from, scratch.tiles[i].rows.min_lo);
+    to = MaxOf(to, scratch.tiles[i].rows.max_hi);
+  }
+  from = MaxOf(from / kTile * kTile, key_begin);
+  to = MinOf(to, key_end);
+  for (int64_t begin = from; begin < to; begin += kTile) {
+    const int64_t n = MinOf(kTile, to - begin);
+    bool packed = false;
+    for (int64_t i = 0; i < tiles; ++i) {
+      if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;
+      if (!packed) {
+        PackRows(kv.k + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded, scratch.keys);
+        PackRows(kv.v + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded,
+                 scratch.values);
+        packed = true;
+      }
+      AttendTile(p, scratch, begin, n, &scratch.tiles[i]);
+    }
+  }
+}
+
+// out = sum of p v / sum of p, in T.
+template <class T>
+TESSERA_INLINE void EndTile(const Problem& p, const QueryTile& tile, const GroupRows<T>& out) {
+  for (int64_t r = 0; r < tile.rows.count; ++r) {
+    const float inverse = tile.sum[r] > 0 ? 1.0f / tile.sum[r] : 0.0f;
+    UnpackRow(tile.out + r * p.padded, p.shape.head_size, inverse, out.Row(tile.rows.first + r));
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA
