@@ -24,17 +24,19 @@ struct TokenEncoder {
   std::filesystem::path file;  // Copied into the dataset as tokenizer.json; empty: none.
 };
 
-// From a tokenizer::Tokenizer, which must outlive the encoder. A template, since this folder does
-// not depend on src/tokenizer.
-template <class TokenizerType>
-TokenEncoder MakeTokenEncoder(const TokenizerType& tokenizer, std::filesystem::path file) {
+// From a Tokenizer of src/tokenizer, which is cheap to copy and is kept. A template, since this
+// folder does not depend on that one. Pass SpecialTokens::kAsText as `mode`: text in a corpus that
+// looks like a control token must not become one.
+template <class TokenizerType, class Mode>
+TokenEncoder MakeTokenEncoder(const TokenizerType& tokenizer, std::filesystem::path file,
+                              Mode mode) {
   TokenEncoder encoder;
-  encoder.encode = [&tokenizer](std::string_view text, std::vector<int32_t>* ids) {
-    tokenizer.Encode(text, ids);
+  encoder.encode = [tokenizer, mode](std::string_view text, std::vector<int32_t>* ids) {
+    tokenizer.Encode(text, ids, mode);
   };
-  encoder.eos_id = static_cast<int32_t>(tokenizer.eos_id());
-  encoder.vocab_size = static_cast<int64_t>(tokenizer.vocab_size());
-  encoder.fingerprint = std::string(tokenizer.fingerprint());
+  encoder.eos_id = tokenizer.eos_id().value_or(-1);
+  encoder.vocab_size = tokenizer.vocab_size();
+  encoder.fingerprint = tokenizer.fingerprint();
   encoder.file = std::move(file);
   return encoder;
 }

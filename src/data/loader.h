@@ -24,8 +24,8 @@ struct LoaderOptions {
   int rank = 0;
   int world = 1;
   // Taken from ../dataset.json where absent; needed for datasets that Tessera did not write.
-  std::optional<int32_t> eos_id;
-  std::optional<int64_t> vocab_size;
+  std::optional<int32_t> eos_id = {};
+  std::optional<int64_t> vocab_size = {};
   bool insert_eos = true;  // false where the samples were concatenated before (llm-foundry).
   std::string column = "tokens";
 };
@@ -83,8 +83,8 @@ struct EvalOptions {
   int64_t batch_size = 1;
   int64_t max_documents = 0;  // 0: all of them, in the dataset's order.
   bool score_end = true;      // Also score the end-of-text id after each document.
-  std::optional<int32_t> eos_id;
-  std::optional<int64_t> vocab_size;
+  std::optional<int32_t> eos_id = {};
+  std::optional<int64_t> vocab_size = {};
   std::string column = "tokens";
 };
 

@@ -84,7 +84,7 @@ struct MdsVerifyReport {
 struct MdsVerifyOptions {
   std::string token_column = "tokens";  // Checked where a shard has it.
   int64_t vocab_size = 0;               // 0: any id.
-  std::function<void(int64_t bytes)> progress;
+  std::function<void(int64_t bytes)> progress = {};
 };
 // Reads everything: sizes, hashes, offsets, columns, token ids. Problems are collected; the error
 // is for an index that can't be read at all.

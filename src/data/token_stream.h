@@ -18,8 +18,8 @@ namespace tessera {
 struct TokenStreamOptions {
   std::filesystem::path dataset;
   std::string column = "tokens";
-  std::optional<int32_t> eos_id;      // From ../dataset.json where absent.
-  std::optional<int64_t> vocab_size;  // Likewise; without any, ids are only checked to be >= 0.
+  std::optional<int32_t> eos_id = {};      // From ../dataset.json where absent.
+  std::optional<int64_t> vocab_size = {};  // Likewise; without any, ids are only checked to be >= 0.
   bool insert_eos = true;
   bool shuffle_documents = false;
   uint64_t seed = 0;

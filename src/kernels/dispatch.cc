@@ -9,6 +9,9 @@ int64_t GemmWorkspaceBytes(int num_threads) {
 }
 void Gemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   TESSERA_CHECK(!args.accumulate || args.c_dtype == DType::kF32);
+  TESSERA_CHECK(!args.symmetric || (args.m == args.n && args.packed_b == nullptr &&
+                                    args.bias == nullptr && args.pre_activation == nullptr &&
+                                    args.epilogue == GemmEpilogue::kNone));
   if (args.m == 0 || args.n == 0) return;
   ActiveTable().gemm(args, workspace, pool);
 }

@@ -43,6 +43,9 @@ struct GemmArgs {
   void* pre_activation = nullptr;  // [m, n] like C: the value before the epilogue, or null
   Compute compute = Compute::kF32;
   bool exact_chain = true;        // false allows faster orders of summation when m <= 4
+  // C is known to be symmetric (m == n, as X X^T): one triangle is computed and mirrored. Only for
+  // B without packing and C without bias, epilogue and pre_activation.
+  bool symmetric = false;
 };
 
 // Bytes of scratch that any Gemm call may use with this many threads; independent of the shape.

@@ -439,6 +439,41 @@ TEST(Gemm, NonFiniteValuesStayInTheirRowAndColumn) {
   }
 }
 
+TEST(Gemm, SymmetricProductsHaveTheBitsOfPlainOnes) {
+  for (const Variant& variant : Variants()) {
+    SCOPED_TRACE(variant.name);
+    for (const int64_t size : {1, 5, 16, 33, 100, 300}) {
+      for (const DType type : {DType::kF32, DType::kBf16}) {
+        for (const bool transposed : {false, true}) {
+          const int64_t k = size == 33 ? 400 : 45;
+          const Matrix x(type, transposed ? k : size, transposed ? size : k, 3, 8);
+          GemmArgs args;
+          args.m = args.n = size;
+          args.k = k;
+          args.a = {x.bytes.data(), type, x.ld, transposed};
+          args.b = {x.bytes.data(), type, x.ld, !transposed};
+          args.c_dtype = type;
+          Matrix plain(type, size, size, 2, 9), symmetric = plain;
+          args.ldc = plain.ld;
+          args.c = plain.bytes.data();
+          variant.table.gemm(args, Workspace(), Pool(1));
+          args.symmetric = true;
+          for (int threads = 1; threads <= 3; ++threads) {
+            Matrix out = symmetric;
+            args.c = out.bytes.data();
+            variant.table.gemm(args, Workspace(), Pool(threads));
+            EXPECT_EQ(out.bytes, plain.bytes) << size << " with " << threads << " threads";
+          }
+          Matrix out = symmetric;
+          args.c = out.bytes.data();
+          variant.table.gemm_batch(&args, 1, Workspace(), Pool(1));
+          EXPECT_EQ(out.bytes, plain.bytes) << size;
+        }
+      }
+    }
+  }
+}
+
 TEST(GemmBatch, EqualsSingleProducts) {
   for (const Variant& variant : Variants()) {
     SCOPED_TRACE(variant.name);

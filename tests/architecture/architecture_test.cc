@@ -22,6 +22,10 @@ TEST(ArchitectureTest, HeadersSayWhatTheyAreFor) {
   EXPECT_EQ(Text(CheckHeaders(TESSERA_SOURCE_DIR)), "");
 }
 
+TEST(ArchitectureTest, FoldersHaveTheirPage) {
+  EXPECT_EQ(Text(CheckFolderPages(TESSERA_SOURCE_DIR)), "");
+}
+
 // The checks themselves: each must find what is planted, and nothing else.
 
 TEST(ArrowRuleTest, FindsAnArrowTheOtherWay) {

@@ -123,7 +123,10 @@ void RunBlock(const BlockArgs& block) {
     const int64_t rows = Smaller(kMR, block.rows - i);
     const uint32_t* a = block.a + i * a_steps;
     const int64_t row = block.row + i;
-    for (int64_t j = 0; j < block.cols; j += kNR) {
+    // Of a symmetric C the tiles left of the diagonal are mirrored later.
+    const int64_t start =
+        args.symmetric && row > block.col ? (row - block.col) / kNR * kNR : int64_t{0};
+    for (int64_t j = start; j < block.cols; j += kNR) {
       const int64_t cols = Smaller(kNR, block.cols - j);
       const int64_t col = block.col + j;
       const uint32_t* b = block.b + j / kNR * block.b_sliver_words;
@@ -240,6 +243,7 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
         for (int64_t jj = 0; jj < cols; jj += kBlockN) {
           block.col = part.col + j + jj;
           block.cols = Smaller(kBlockN, cols - jj);
+          if (args.symmetric && block.col + block.cols <= block.row) continue;
           block.b = PrepareB(args, method, block.col, block.cols, k_begin, block.k, buffer_b,
                              &block.b_sliver_words);
           if (!rest_in_c && blocks_k > 1) {
@@ -250,6 +254,39 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
         }
       }
     }
+  }
+}
+
+// Copies the triangle right of the diagonal to the rows [begin, end) left of it.
+template <class T>
+void Mirror(T* c, int64_t ld, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const int64_t rows = Smaller(kLanes, end - i);
+    for (int64_t j = 0; j < i; j += kLanes) {
+      if (sizeof(T) == 4 && rows == kLanes && j + kLanes <= i) {
+        U32 block[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) block[r] = LoadWords(c + (j + r) * ld + i);
+        Transpose(block);
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) StoreWords(c + (i + r) * ld + j, block[r]);
+      } else {
+        for (int64_t r = i; r < i + rows; ++r) {
+          for (int64_t x = j; x < Smaller(j + kLanes, r); ++x) c[r * ld + x] = c[x * ld + r];
+        }
+      }
+    }
+    for (int64_t r = i; r < i + rows; ++r) {
+      for (int64_t x = i; x < r; ++x) c[r * ld + x] = c[x * ld + r];
+    }
+  }
+}
+
+void MirrorRows(const GemmArgs& args, int64_t begin, int64_t end) {
+  if (args.c_dtype == DType::kBf16) {
+    Mirror(static_cast<bf16*>(args.c), args.ldc, begin, end);
+  } else {
+    Mirror(static_cast<float*>(args.c), args.ldc, begin, end);
   }
 }
 
@@ -295,6 +332,20 @@ Rectangle PartOf(const GemmArgs& args, const Cut& cut, int64_t index) {
   return Rectangle{row, row_end - row, col, col_end - col};
 }
 
+// The row at which part `index` of `parts` begins when a triangle of n rows is cut into equal areas.
+int64_t TriangleRow(int64_t n, int64_t index, int64_t parts) {
+  if (index >= parts) return n;
+  const double rest = 1.0 - static_cast<double>(index) / static_cast<double>(parts);
+  const double row = static_cast<double>(n) * (1.0 - __builtin_sqrt(rest));
+  return static_cast<int64_t>(row) / kMR * kMR;
+}
+
+Rectangle TrianglePart(int64_t n, int64_t index, int64_t parts) {
+  const int64_t row = TriangleRow(n, index, parts);
+  const int64_t col = row / kNR * kNR;
+  return Rectangle{row, TriangleRow(n, index + 1, parts) - row, col, n - col};
+}
+
 void* ThreadWorkspace(void* workspace, int64_t thread) {
   return static_cast<uint32_t*>(workspace) + thread * kThreadWords;
 }
@@ -328,6 +379,17 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   const Method method = ChooseMethod(args, args.m / cut.row_parts);
   if (parts == 1) {
     RunRectangle(args, method, Rectangle{0, args.m, 0, args.n}, workspace);
+    if (args.symmetric) MirrorRows(args, 0, args.m);
+    return;
+  }
+  if (args.symmetric) {
+    pool.Run([&](int thread) {
+      if (thread >= parts) return;
+      const Rectangle part = TrianglePart(args.m, thread, parts);
+      if (part.rows > 0) RunRectangle(args, method, part, ThreadWorkspace(workspace, thread));
+    });
+    pool.ParallelForGrain(args.m, kLanes,
+                          [&](int64_t begin, int64_t end) { MirrorRows(args, begin, end); });
     return;
   }
   pool.Run([&](int thread) {
@@ -349,6 +411,7 @@ void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& 
           RunSmall(one, 0, one.n, static_cast<float*>(own));
         } else {
           RunRectangle(one, ChooseMethod(one, one.m), Rectangle{0, one.m, 0, one.n}, own);
+          if (one.symmetric) MirrorRows(one, 0, one.m);
         }
       }
     });
