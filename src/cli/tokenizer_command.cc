@@ -1,7 +1,274 @@
+// `tessera tokenizer train|encode|decode|info`.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/files.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "base/strings.h"
+#include "base/time.h"
 #include "cli/commands.h"
+#include "tokenizer/bpe_trainer.h"
+#include "tokenizer/tokenizer.h"
 
 namespace tessera::cli {
+namespace {
 
-void RegisterTokenizer(CLI::App& /*app*/, Outcome& /*outcome*/) {}
+constexpr int64_t kMaxIds = int64_t{1} << 40;
+
+struct TrainFlags {
+  std::vector<std::string> files;
+  std::string output;
+  int64_t vocab_size = 32768;
+  std::string pre_tokenizer = "gpt2";
+  std::vector<std::string> special_tokens = {"<|endoftext|>"};
+  int64_t min_frequency = 1;
+  int threads = 0;
+  bool json = false;
+};
+
+struct TextFlags {
+  std::string tokenizer;
+  std::string input = "-";
+  bool as_text = false;
+  bool skip_special = false;
+  bool pieces = false;
+  bool json = false;
+};
+
+Result<std::string> ReadInput(const std::string& path) {
+  if (path != "-") return ReadFile(path);
+  return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+}
+
+// Keys and values of a tokenizer that `info` and `train` report.
+Json Describe(const Tokenizer& tokenizer) {
+  Json json = {{"vocab_size", tokenizer.vocab_size()},
+               {"merges", tokenizer.merge_count()},
+               {"pre_tokenizer", PreTokenizerName(tokenizer.pre_tokenizer())},
+               {"normalizer", tokenizer.normalizer() == Normalizer::kNfc ? "nfc" : "none"},
+               {"ignore_merges", tokenizer.ignore_merges()},
+               {"added_tokens", tokenizer.added_tokens().size()},
+               {"fingerprint", tokenizer.fingerprint()}};
+  json["eos_id"] = tokenizer.eos_id() ? Json(*tokenizer.eos_id()) : Json();
+  return json;
+}
+
+Status Train(const TrainFlags& flags) {
+  const auto kind = PreTokenizerFromName(flags.pre_tokenizer);
+  if (!kind) {
+    return InvalidArgument(fmt::format(
+        "--pre-tokenizer '{}' is not one of gpt2, llama3, qwen2, gpt2_digits", flags.pre_tokenizer));
+  }
+  std::vector<std::string> paths;
+  for (const std::string& pattern : flags.files) {
+    TESSERA_ASSIGN(const std::vector<std::string> found, ExpandFiles(pattern));
+    paths.insert(paths.end(), found.begin(), found.end());
+  }
+  const ProgressMode mode = flags.json ? ProgressMode::kSilent : ProgressMode::kAuto;
+  LiveLine line(mode);
+  BpeTrainOptions options{.vocab_size = flags.vocab_size,
+                          .special_tokens = flags.special_tokens,
+                          .pre_tokenizer = *kind,
+                          .min_frequency = flags.min_frequency,
+                          .num_threads = flags.threads};
+  Stopwatch merge_watch;
+  options.progress = [&](const BpeProgress& progress) {
+    if (!line.Due() || progress.merges_total == 0) return;
+    const double seconds = merge_watch.Seconds();
+    const auto done = static_cast<double>(progress.merges_done);
+    const auto total = static_cast<double>(progress.merges_total);
+    line.Show(fmt::format("merges {:.0f}% | {} of {} | {} left", 100 * done / total,
+                          FormatCount(done), FormatCount(total),
+                          FormatDuration(done > 0 ? seconds * (total - done) / done : 0)));
+  };
+  const Stopwatch watch;
+  BpeTrainer trainer(std::move(options));
+  // Files are counted in batches, so that the corpus need not fit in memory.
+  constexpr int64_t kBatchBytes = int64_t{64} << 20;
+  std::vector<std::string> texts;
+  int64_t batch_bytes = 0;
+  const auto count_batch = [&] {
+    const std::vector<std::string_view> views(texts.begin(), texts.end());
+    trainer.Add(views);
+    texts.clear();
+    batch_bytes = 0;
+  };
+  for (size_t i = 0; i < paths.size(); ++i) {
+    TESSERA_ASSIGN(std::string text, ReadFile(paths[i]));
+    batch_bytes += static_cast<int64_t>(text.size());
+    texts.push_back(std::move(text));
+    if (batch_bytes >= kBatchBytes) count_batch();
+    if (line.Due()) {
+      line.Show(fmt::format("counting {:.0f}% | {} of {} files | {}",
+                            100.0 * static_cast<double>(i + 1) / static_cast<double>(paths.size()),
+                            i + 1, paths.size(), FormatBytes(trainer.bytes_seen() + batch_bytes)));
+    }
+  }
+  count_batch();
+  const double count_seconds = watch.Seconds();
+  merge_watch = Stopwatch();
+  TESSERA_ASSIGN(const Tokenizer tokenizer, trainer.Train());
+  const double seconds = watch.Seconds();
+  TESSERA_TRY(tokenizer.Save(flags.output));
+  if (flags.json) {
+    Json json = Describe(tokenizer);
+    json["output"] = flags.output;
+    json["files"] = paths.size();
+    json["bytes"] = trainer.bytes_seen();
+    json["count_seconds"] = count_seconds;
+    json["train_seconds"] = seconds;
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    line.Print(fmt::format("{}: {} tokens from {} files, {}, in {}", flags.output,
+                           tokenizer.vocab_size(), paths.size(), FormatBytes(trainer.bytes_seen()),
+                           FormatDuration(seconds)));
+  }
+  return {};
+}
+
+Status Encode(const TextFlags& flags) {
+  TESSERA_ASSIGN(const Tokenizer tokenizer, Tokenizer::Load(flags.tokenizer));
+  TESSERA_ASSIGN(const std::string text, ReadInput(flags.input));
+  const std::vector<int32_t> ids =
+      tokenizer.Encode(text, flags.as_text ? SpecialTokens::kAsText : SpecialTokens::kParse);
+  if (flags.json) {
+    Json json = {{"ids", ids}, {"tokens", ids.size()}, {"bytes", text.size()}};
+    if (flags.pieces) {
+      for (const int32_t id : ids) json["pieces"].push_back(std::string(tokenizer.TokenBytes(id)));
+    }
+    // A token may be a part of a character; its bytes are shown as U+FFFD then.
+    fmt::print("{}\n", json.dump(-1, ' ', false, Json::error_handler_t::replace));
+    return {};
+  }
+  std::string out;
+  for (const int32_t id : ids) {
+    if (flags.pieces) {
+      out += fmt::format("{}\t{}\n", id,
+                         Json(std::string(tokenizer.TokenBytes(id)))
+                             .dump(-1, ' ', false, Json::error_handler_t::replace));
+    } else {
+      out += fmt::format("{}{}", out.empty() ? "" : " ", id);
+    }
+  }
+  if (!flags.pieces) out += '\n';
+  std::fwrite(out.data(), 1, out.size(), stdout);
+  return {};
+}
+
+Status Decode(const TextFlags& flags) {
+  TESSERA_ASSIGN(const Tokenizer tokenizer, Tokenizer::Load(flags.tokenizer));
+  TESSERA_ASSIGN(std::string text, ReadInput(flags.input));
+  for (char& c : text) {
+    if (c == ',' || c == '[' || c == ']' || c == '\n' || c == '\t' || c == '\r') c = ' ';
+  }
+  std::vector<int32_t> ids;
+  for (const std::string_view word : Split(text, ' ')) {
+    if (word.empty()) continue;
+    const auto id = ParseInt(word);
+    if (!id || *id < 0 || *id >= tokenizer.vocab_size() || *id > kMaxIds) {
+      return InvalidArgument(fmt::format("{}: '{}' is not an id in 0..{}", flags.input, word,
+                                         tokenizer.vocab_size() - 1));
+    }
+    ids.push_back(static_cast<int32_t>(*id));
+  }
+  const std::string out = tokenizer.Decode(ids, flags.skip_special);
+  if (flags.json) {
+    fmt::print("{}\n", Json{{"text", out}}.dump(-1, ' ', false, Json::error_handler_t::replace));
+  } else {
+    std::fwrite(out.data(), 1, out.size(), stdout);
+  }
+  return {};
+}
+
+Status Info(const TextFlags& flags) {
+  TESSERA_ASSIGN(const Tokenizer tokenizer, Tokenizer::Load(flags.tokenizer));
+  Json json = Describe(tokenizer);
+  if (flags.json) {
+    json["special_tokens"] = Json::array();
+    for (const AddedToken& token : tokenizer.added_tokens()) {
+      if (token.special) {
+        json["special_tokens"].push_back({{"id", token.id}, {"content", token.content}});
+      }
+    }
+    fmt::print("{}\n", json.dump(2));
+    return {};
+  }
+  for (const char* key : {"vocab_size", "merges", "pre_tokenizer", "normalizer", "ignore_merges",
+                          "added_tokens", "eos_id", "fingerprint"}) {
+    fmt::print("{:<14} {}\n", key,
+               json[key].is_string() ? json[key].get<std::string>() : json[key].dump());
+  }
+  return {};
+}
+
+void AddTextFlags(CLI::App* command, const std::shared_ptr<TextFlags>& flags, bool has_input) {
+  command->add_option("tokenizer", flags->tokenizer, "tokenizer.json, or a folder that holds it")
+      ->required();
+  if (has_input) command->add_option("input", flags->input, "File, or - for standard input");
+  command->add_flag("--json", flags->json, "Print JSON");
+}
+
+}  // namespace
+
+void RegisterTokenizer(CLI::App& app, Outcome& outcome) {
+  CLI::App* group =
+      app.add_subcommand("tokenizer", "Train a byte-level BPE tokenizer, encode and decode text");
+  group->require_subcommand(1);
+
+  auto train = std::make_shared<TrainFlags>();
+  CLI::App* command = group->add_subcommand("train", "Learn a vocabulary from text files");
+  command->add_option("files", train->files, "Files, folders or patterns; each file a document")
+      ->required();
+  command->add_option("-o,--output", train->output, "The tokenizer.json to write, or its folder")
+      ->required();
+  command
+      ->add_option("--vocab-size", train->vocab_size,
+                   "Special tokens, 256 bytes and merges together")
+      ->capture_default_str();
+  command
+      ->add_option("--pre-tokenizer", train->pre_tokenizer, "gpt2, llama3, qwen2 or gpt2_digits")
+      ->capture_default_str();
+  command
+      ->add_option("--special", train->special_tokens,
+                   "Special tokens, which take the first ids; may be given several times")
+      ->capture_default_str();
+  command
+      ->add_option("--min-frequency", train->min_frequency, "Pairs that are rarer are not merged")
+      ->capture_default_str();
+  command->add_option("--threads", train->threads, "0: every core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_flag("--json", train->json, "Print JSON");
+  command->footer(
+      "Example:\n  tessera tokenizer train 'docs/**/*.rst' --vocab-size 16384 -o tokenizer.json");
+  command->callback([train, &outcome] { outcome.status = Train(*train); });
+
+  auto text = std::make_shared<TextFlags>();
+  command = group->add_subcommand("encode", "Text to token ids");
+  AddTextFlags(command, text, true);
+  command->add_flag("--as-text", text->as_text,
+                    "Special tokens inside the text are encoded as plain text");
+  command->add_flag("--pieces", text->pieces, "Print one token a line, with its text");
+  command->footer("Example:\n  echo 'Hello there' | tessera tokenizer encode tokenizer.json --pieces");
+  command->callback([text, &outcome] { outcome.status = Encode(*text); });
+
+  command = group->add_subcommand("decode", "Token ids to text");
+  AddTextFlags(command, text, true);
+  command->add_flag("--skip-special", text->skip_special, "Leave special tokens out");
+  command->footer("Example:\n  echo '17 254 9' | tessera tokenizer decode tokenizer.json");
+  command->callback([text, &outcome] { outcome.status = Decode(*text); });
+
+  command = group->add_subcommand("info", "What a tokenizer is made of");
+  AddTextFlags(command, text, false);
+  command->footer("Example:\n  tessera tokenizer info tokenizer.json --json");
+  command->callback([text, &outcome] { outcome.status = Info(*text); });
+}
 
 }  // namespace tessera::cli
