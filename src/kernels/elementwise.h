@@ -10,8 +10,9 @@
 
 namespace tessera::kernels {
 
-// fp32 -> bf16. Stochastic: a uniform 16-bit integer from key's element first_index + i is added to
-// the low half, then the low half is cut. NaN stays NaN, infinities stay.
+// fp32 -> bf16. Stochastic: a uniform 16-bit integer, the high half of word e & 3 of key.Block(e >> 2)
+// with e = first_index + i, is added to the low half, then the low half is cut. NaN stays NaN,
+// infinities stay.
 void CastToBf16(const float* x, bf16* y, int64_t n, Rounding rounding, const RngKey& key,
                 int64_t first_index, ThreadPool& pool);
 void CastToFloat(const bf16* x, float* y, int64_t n, ThreadPool& pool);

@@ -31,7 +31,9 @@ struct NormForwardArgs {
   void* y = nullptr;               // [rows, width]
   float* mean = nullptr;           // [rows], LayerNorm only; null when no backward follows
   float* rstd = nullptr;           // [rows]; null when no backward follows
-  bool low_precision = false;      // round the normalised value and each following step to dtype
+  // With bf16: the normalised value, then it times the gain, then that plus the bias are each rounded
+  // to bf16, gain and bias too (MPT's low-precision norms). Statistics stay fp32. No effect on fp32.
+  bool low_precision = false;
 };
 
 struct NormBackwardArgs {
@@ -42,7 +44,7 @@ struct NormBackwardArgs {
   const void* dy = nullptr;
   const float* gain = nullptr;
   const float* mean = nullptr, *rstd = nullptr;
-  void* dx = nullptr;            // [rows, width]
+  void* dx = nullptr;            // [rows, width]; overlaps neither x nor dy
   bool accumulate_dx = false;    // dx += ..., where dx holds the residual stream's gradient
   float* dgain = nullptr;        // [width], accumulated; null without gain
   float* dbias = nullptr;        // [width], accumulated; null without bias

@@ -1,9 +1,9 @@
 // Flash attention backward: scores are recomputed from Q, K and the saved log-sum-exp. Keys lie
 // along the lanes: score tiles are [queries][kTile keys].
 //
-// Order of sums, fixed by the shape alone: keys are cut into chunks, chunks into panels that stay in
-// L2. dK and dV of a panel are private sums over the group's rows in order. dQ of a row is the sum
-// over chunks in order of the sum over the chunk's panels in order. One thread takes a whole
+// Order of sums, fixed by the shape alone: keys are cut into chunks, chunks into panels that stay
+// in L2. dK and dV of a panel are private sums over the group's rows in order. dQ of a row is the
+// sum over chunks in order of the sum over the chunk's panels in order. One thread takes a whole
 // (sequence, kv head); where the last few of those would leave threads idle, a thread takes one
 // chunk of them with a dQ of its own, and the chunks' dQ are added up afterwards in the same order.
 #include "kernels/cpu/attention_tiles.h"
@@ -45,12 +45,12 @@ struct Scratch {
   float* keys = nullptr;      // [panel_keys, padded]
   float* dk = nullptr;        // [panel_keys, padded]
   float* dv = nullptr;
-  float* q = nullptr;     // [kTile, padded], scaled
-  float* dout = nullptr;  // [kTile, padded]
-  float* dq = nullptr;    // [kTile, padded]: the panel's part
-  float* p = nullptr;     // [kTile queries, kTile keys]: scores, then probabilities
-  float* ds = nullptr;    // the same: dP, then dS
-  float* keep = nullptr;  // [kTile]
+  float* q = nullptr;         // [kTile, padded], scaled
+  float* dout = nullptr;      // [kTile, padded]
+  float* dq = nullptr;        // [kTile, padded]: the panel's part
+  float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
+  float* ds = nullptr;        // the same: dP, then dS
+  float* keep = nullptr;      // [kTile]
   float* delta = nullptr;     // [rows]
   float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
   float* unit_dq = nullptr;   // [rows, padded]
@@ -73,8 +73,7 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan) {
   s.keep = carver->Floats(kTile);
   s.delta = carver->Floats(p.rows);
   s.unit_dq = carver->Floats(plan.gradient_floats);
-  s.chunk_dq =
-      plan.chunk_keys > plan.panel_keys ? carver->Floats(plan.gradient_floats) : nullptr;
+  s.chunk_dq = plan.chunk_keys > plan.panel_keys ? carver->Floats(plan.gradient_floats) : nullptr;
   return s;
 }
 
@@ -204,10 +203,10 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
 
   const float* keys_t = s.keys_t + tile_index * size * kTile;
   const float* values_t = s.values_t + tile_index * size * kTile;
-  const Product scores = {.a = s.q, .lda = padded, .b = keys_t, .ldb = kTile, .c = s.p,
-                          .ldc = kTile};
-  const Product dp = {.a = s.dout, .lda = padded, .b = values_t, .ldb = kTile, .c = s.ds,
-                      .ldc = kTile};
+  const Product scores = {
+      .a = s.q, .lda = padded, .b = keys_t, .ldb = kTile, .c = s.p, .ldc = kTile};
+  const Product dp = {
+      .a = s.dout, .lda = padded, .b = values_t, .ldb = kTile, .c = s.ds, .ldc = kTile};
   if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
@@ -230,12 +229,12 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   });
 
   const int64_t offset = tile_index * kTile * padded;
-  const Product dv = {.a = s.p, .lda = kTile, .b = s.dout, .ldb = padded, .c = s.dv + offset,
-                      .ldc = padded};
-  const Product dk = {.a = s.ds, .lda = kTile, .b = s.q, .ldb = padded, .c = s.dk + offset,
-                      .ldc = padded};
-  const Product dq = {.a = s.ds, .lda = kTile, .b = s.keys + offset, .ldb = padded, .c = s.dq,
-                      .ldc = padded};
+  const Product dv = {
+      .a = s.p, .lda = kTile, .b = s.dout, .ldb = padded, .c = s.dv + offset, .ldc = padded};
+  const Product dk = {
+      .a = s.ds, .lda = kTile, .b = s.q, .ldb = padded, .c = s.dk + offset, .ldc = padded};
+  const Product dq = {
+      .a = s.ds, .lda = kTile, .b = s.keys + offset, .ldb = padded, .c = s.dq, .ldc = padded};
   if (edge) {
     const auto queries = [&](int64_t key, int64_t count) {
       int64_t first = 0, last = rows.count;
@@ -394,8 +393,8 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   if (split_units > 0) {
     pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
-        SumChunks(p, plan, MakeUnit<T>(args, p, plan.whole_units + u),
-                  MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows),
+        SumChunks(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), MaxOf(begin - u * p.rows, 0),
+                  MinOf(end - u * p.rows, p.rows),
                   shared.dq + u * plan.chunks * plan.gradient_floats);
       }
     });

@@ -1,6 +1,6 @@
 // The decode step: the rows of a group (new tokens by query heads) against the cache. Few rows: the
-// keys are cut into splits of a fixed length, whose partial results are merged in order, so that one
-// long sequence occupies every thread. Many rows (a prompt): tiles of rows, as in forward.
+// keys are cut into splits of a fixed length, whose partial results are merged in order, so that
+// one long sequence occupies every thread. Many rows (a prompt): tiles of rows, as in forward.
 #include "kernels/cpu/attention_online.h"
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -11,9 +11,9 @@ inline constexpr int64_t kSplitKeys = 512;
 
 struct Plan {
   int64_t units = 0;
-  int64_t blocks = 1;  // of rows, where there are many
-  int64_t tiles = 1;   // a block
-  int64_t splits = 1;  // of keys, where there are few rows
+  int64_t blocks = 1;   // of rows, where there are many
+  int64_t tiles = 1;    // a block
+  int64_t splits = 1;   // of keys, where there are few rows
   int64_t partial = 0;  // floats of one split: [rows][padded] sums, then max and sum of each row
 };
 

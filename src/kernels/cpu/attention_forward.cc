@@ -25,15 +25,15 @@ Plan MakePlan(const Problem& p, int num_threads) {
 }
 
 template <class T>
-void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan,
-                 int64_t unit, int64_t block, const OnlineScratch& scratch) {
+void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan, int64_t unit,
+                 int64_t block, const OnlineScratch& scratch) {
   const int64_t size = p.shape.head_size;
   const int64_t sequence = unit / p.shape.kv_heads, kv_head = unit % p.shape.kv_heads;
   const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
   const GroupRows<const T> q = {(const T*)args.q + token * args.q_stride + head * size,
                                 args.q_stride, size, p.group};
-  const GroupRows<T> out = {(T*)args.out + token * args.out_stride + head * size,
-                            args.out_stride, size, p.group};
+  const GroupRows<T> out = {(T*)args.out + token * args.out_stride + head * size, args.out_stride,
+                            size, p.group};
   const int64_t kv_offset = token * args.kv_stride + kv_head * size;
   const KeyValues<T> kv = {(const T*)args.k + kv_offset, (const T*)args.v + kv_offset,
                            args.kv_stride};

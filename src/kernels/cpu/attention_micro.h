@@ -90,8 +90,8 @@ template <Layout kLayout, Update kUpdate, int kRows, int kCols>
 template <Layout kLayout, Update kUpdate, int kRows>
 TESSERA_INLINE void RowsOfProduct(const Product& p, int64_t row, int64_t col, int64_t cols,
                                   int64_t depth_begin, int64_t depth_end) {
-  const float* a = kLayout == Layout::kRows ? p.a + row * p.lda + depth_begin
-                                            : p.a + depth_begin * p.lda + row;
+  const float* a =
+      kLayout == Layout::kRows ? p.a + row * p.lda + depth_begin : p.a + depth_begin * p.lda + row;
   const float* b = p.b + depth_begin * p.ldb + col * kLanes;
   float* c = p.c + row * p.ldc + col * kLanes;
   const float* scale = kUpdate == Update::kScaleAdd ? p.scale + row : nullptr;
@@ -165,7 +165,8 @@ TESSERA_INLINE void MultiplyAll(const Product& p, int64_t rows, int64_t depth, i
 // below 128.
 TESSERA_INLINE F32 Exp2(F32 x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  const F32 r = (F32)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1);  // x - floor(x); 0 for -inf
+  const F32 r =
+      (F32)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1);  // x - floor(x); 0 for -inf
 #else
   const F32 clamped = Max(x, Set(-127.0f));
   const F32 magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer

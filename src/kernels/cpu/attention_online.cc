@@ -92,7 +92,7 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
   const bool edge = !rows.SeesAll(begin, begin + n);
-  int64_t key_from = 0, key_to = n;                        // keys that some row sees
+  int64_t key_from = 0, key_to = n;              // keys that some row sees
   int64_t from[kTileVectors], to[kTileVectors];  // and that some lane of a vector sees
   for (int64_t v = 0; v < vectors; ++v) {
     from[v] = 0;
@@ -110,22 +110,27 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     if (key_from >= key_to) return;
   }
 
-  const Product scores = {.a = scratch.keys, .lda = p.padded, .b = tile->q, .ldb = kTile,
-                          .c = scratch.scores, .ldc = kTile};
+  const Product scores = {.a = scratch.keys,
+                          .lda = p.padded,
+                          .b = tile->q,
+                          .ldb = kTile,
+                          .c = scratch.scores,
+                          .ldc = kTile};
   const int64_t depth = p.shape.head_size;
   if (!edge) {
     MultiplyAll<Layout::kRows, Update::kStore>(scores, n, depth, vectors);
   } else {
-    Multiply<Layout::kRows, Update::kStore>(
-        scores, key_from, key_to, vectors, [&](int64_t key, int64_t count) {
-          int64_t first = vectors, last = 0;
-          for (int64_t v = 0; v < vectors; ++v) {
-            if (from[v] >= key + count || to[v] <= key) continue;
-            first = MinOf(first, v);
-            last = v + 1;
-          }
-          return Extent{0, depth, first, last};
-        });
+    Multiply<Layout::kRows, Update::kStore>(scores, key_from, key_to, vectors,
+                                            [&](int64_t key, int64_t count) {
+                                              int64_t first = vectors, last = 0;
+                                              for (int64_t v = 0; v < vectors; ++v) {
+                                                if (from[v] >= key + count || to[v] <= key)
+                                                  continue;
+                                                first = MinOf(first, v);
+                                                last = v + 1;
+                                              }
+                                              return Extent{0, depth, first, last};
+                                            });
   }
 
   for (int64_t v = 0; v < vectors; ++v) {
@@ -142,8 +147,13 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   }
   if (p.shape.dropout > 0) DropScores(p, rows, begin, scratch.keep, scratch.scores);
 
-  const Product out = {.a = scratch.scores, .lda = kTile, .b = scratch.values, .ldb = p.padded,
-                       .c = tile->out, .ldc = p.padded, .scale = tile->scale};
+  const Product out = {.a = scratch.scores,
+                       .lda = kTile,
+                       .b = scratch.values,
+                       .ldb = p.padded,
+                       .c = tile->out,
+                       .ldc = p.padded,
+                       .scale = tile->scale};
   if (!edge) {
     MultiplyAll<Layout::kColumns, Update::kScaleAdd>(out, rows.count, n, p.vectors);
   } else {

@@ -95,8 +95,7 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
     for (int64_t i = 0; i < tiles; ++i) {
       if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;
       if (!packed) {
-        PackRows(kv.k + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded,
-                 scratch.keys);
+        PackRows(kv.k + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded, scratch.keys);
         PackRows(kv.v + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded,
                  scratch.values);
         packed = true;
@@ -111,8 +110,7 @@ template <class T>
 TESSERA_INLINE void EndTile(const Problem& p, const QueryTile& tile, const GroupRows<T>& out) {
   for (int64_t r = 0; r < tile.rows.count; ++r) {
     const float inverse = tile.sum[r] > 0 ? 1.0f / tile.sum[r] : 0.0f;
-    UnpackRow(tile.out + r * p.padded, p.shape.head_size, inverse,
-              out.Row(tile.rows.first + r));
+    UnpackRow(tile.out + r * p.padded, p.shape.head_size, inverse, out.Row(tile.rows.first + r));
   }
 }
 

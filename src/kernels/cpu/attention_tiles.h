@@ -140,9 +140,10 @@ TESSERA_INLINE void FillRows(const Problem& p, int64_t sequence, int64_t kv_head
     rows->hi[r] = (int32_t)hi;
     rows->position[r] = (float)position;
     rows->slope[r] = shape.alibi_slopes == nullptr ? 0.0f : shape.alibi_slopes[query_head] * kLog2E;
-    rows->element[r] =
-        ((uint64_t)((shape.first_sequence + sequence) * shape.heads + query_head) *
-             (uint64_t)shape.length + (uint64_t)token) * (uint64_t)shape.length;
+    rows->element[r] = ((uint64_t)((shape.first_sequence + sequence) * shape.heads + query_head) *
+                            (uint64_t)shape.length +
+                        (uint64_t)token) *
+                       (uint64_t)shape.length;
     rows->min_lo = MinOf(rows->min_lo, lo);
     rows->max_lo = MaxOf(rows->max_lo, lo);
     rows->min_hi = MinOf(rows->min_hi, hi);
@@ -220,8 +221,7 @@ TESSERA_INLINE void KeepRow(const Problem& p, uint64_t element, int64_t key, flo
   for (int64_t j = 0; j < kTile; j += kLanes) {
     I32 word;
     std::memcpy(&word, words + skip + j, sizeof(word));
-    const F32 uniform =
-        __builtin_convertvector((I32)((U32)word >> 8), F32) * Set(0x1p-24f);
+    const F32 uniform = __builtin_convertvector((I32)((U32)word >> 8), F32) * Set(0x1p-24f);
     Store(keep + j, Select(uniform >= rate, scale, Zero()));
   }
 }

@@ -26,7 +26,8 @@ Row ComputeRow(const AttentionProblem& problem, int64_t b, int64_t h, int64_t i)
   const AttentionShape& shape = problem.shape;
   const int64_t kv_head = h / (shape.heads / shape.kv_heads), d_size = shape.head_size;
   const int64_t position = i + (problem.past.empty() ? 0 : problem.past[static_cast<size_t>(b)]);
-  const double* q = &problem.q[static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size)];
+  const double* q =
+      &problem.q[static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size)];
   Row row;
   row.p.assign(static_cast<size_t>(problem.keys), 0.0);
   row.keep = row.slope = row.p;
@@ -35,7 +36,9 @@ Row ComputeRow(const AttentionProblem& problem, int64_t b, int64_t h, int64_t i)
     const size_t at = static_cast<size_t>(j);
     row.p[at] = -std::numeric_limits<double>::infinity();
     if (!Visible(problem, b, i, position, j)) continue;
-    const double* k = &problem.k[static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + kv_head) * d_size)];
+    const double* k =
+        &problem
+             .k[static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + kv_head) * d_size)];
     double s = 0;
     for (int64_t d = 0; d < d_size; ++d) s += q[d] * k[d];
     s *= static_cast<double>(shape.scale);
@@ -54,7 +57,9 @@ Row ComputeRow(const AttentionProblem& problem, int64_t b, int64_t h, int64_t i)
       const uint64_t sequence = static_cast<uint64_t>(shape.first_sequence + b);
       const uint64_t element =
           ((sequence * static_cast<uint64_t>(shape.heads) + static_cast<uint64_t>(h)) * length +
-           static_cast<uint64_t>(i)) * length + static_cast<uint64_t>(j);
+           static_cast<uint64_t>(i)) *
+              length +
+          static_cast<uint64_t>(j);
       row.keep[at] = shape.dropout_key.Uniform(element) >= shape.dropout
                          ? 1.0 / (1.0 - static_cast<double>(shape.dropout))
                          : 0.0;
@@ -87,9 +92,11 @@ AttentionOutput AttentionForward(const AttentionProblem& problem) {
       for (int64_t i = 0; i < shape.length; ++i) {
         const Row row = ComputeRow(problem, b, h, i);
         output.lse[static_cast<size_t>((b * shape.heads + h) * shape.length + i)] = row.lse;
-        double* out = &output.out[static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size)];
+        double* out =
+            &output.out[static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size)];
         for (int64_t j = 0; j < problem.keys; ++j) {
-          const double* v = &problem.v[static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + h / group) * d_size)];
+          const double* v = &problem.v[static_cast<size_t>(
+              ((b * problem.keys + j) * shape.kv_heads + h / group) * d_size)];
           const double p = row.p[static_cast<size_t>(j)] * row.keep[static_cast<size_t>(j)];
           for (int64_t d = 0; d < d_size; ++d) out[d] += p * v[d];
         }
@@ -113,12 +120,14 @@ AttentionGradients AttentionBackward(const AttentionProblem& problem,
     for (int64_t h = 0; h < shape.heads; ++h) {
       for (int64_t i = 0; i < shape.length; ++i) {
         const Row row = ComputeRow(problem, b, h, i);
-        const size_t q_at = static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size);
+        const size_t q_at =
+            static_cast<size_t>(((b * shape.length + i) * shape.heads + h) * d_size);
         // Softmax: ds_j = p_j (dp_j - sum over l of p_l dp_l), dp_j = keep_j dO v_j.
         double mean = 0;
         for (int64_t j = 0; j < problem.keys; ++j) {
           const size_t at = static_cast<size_t>(j);
-          const size_t kv_at = static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + h / group) * d_size);
+          const size_t kv_at =
+              static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + h / group) * d_size);
           double x = 0;
           for (size_t d = 0; d < static_cast<size_t>(d_size); ++d) {
             x += dout[q_at + d] * problem.v[kv_at + d];
@@ -129,7 +138,8 @@ AttentionGradients AttentionBackward(const AttentionProblem& problem,
         }
         for (int64_t j = 0; j < problem.keys; ++j) {
           const size_t at = static_cast<size_t>(j);
-          const size_t kv_at = static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + h / group) * d_size);
+          const size_t kv_at =
+              static_cast<size_t>(((b * problem.keys + j) * shape.kv_heads + h / group) * d_size);
           const double ds = row.p[at] * (dp[at] - mean) * row.slope[at] * scale;
           for (size_t d = 0; d < static_cast<size_t>(d_size); ++d) {
             g.dq[q_at + d] += ds * problem.k[kv_at + d];
