@@ -1,7 +1,65 @@
+// `tessera plan RUN.yaml`: memory and time of a run before it is launched.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "cli/commands.h"
+#include "train/run_plan.h"
+#include "train/run_schema.h"
 
 namespace tessera::cli {
 
-void RegisterPlan(CLI::App& /*app*/, Outcome& /*outcome*/) {}
+namespace {
+
+struct PlanFlags {
+  std::string run_file;
+  std::vector<std::string> overrides;
+  bool json = false;
+  bool show_config = false;
+  bool reference = false;
+};
+
+Status RunPlanCommand(const PlanFlags& flags) {
+  if (flags.reference) {
+    fmt::print("{}", RunFileReference());
+    return {};
+  }
+  if (flags.run_file.empty()) {
+    return InvalidArgument("name a run file: tessera plan RUN.yaml (recipes/ holds some)");
+  }
+  TESSERA_ASSIGN(const RunConfig config, ReadRunFile(flags.run_file, flags.overrides));
+  if (flags.show_config) {
+    fmt::print("{}", flags.json ? RunConfigToJson(config).dump(2) + "\n" : RunConfigToYaml(config));
+    return {};
+  }
+  ThreadPool pool(config.threads);
+  TESSERA_ASSIGN(const RunPlan plan, PlanRun(config, pool));
+  fmt::print("{}", flags.json ? RunPlanToJson(plan).dump(2) + "\n" : FormatRunPlan(plan));
+  // The exit code tells a script that the run would be refused.
+  return plan.fits;
+}
+
+}  // namespace
+
+void RegisterPlan(CLI::App& app, Outcome& outcome) {
+  CLI::App* command = app.add_subcommand("plan", "Memory and time of a run, before it starts");
+  auto flags = std::make_shared<PlanFlags>();
+  command->add_option("run_file", flags->run_file, "The run file (YAML)");
+  command->add_option("overrides", flags->overrides, "key.path=value ...");
+  command->add_flag("--json", flags->json, "Print JSON");
+  command->add_flag("--config", flags->show_config,
+                    "Print the resolved run file, with every default, and no plan");
+  command->add_flag("--reference", flags->reference, "Print the reference of all keys (Markdown)");
+  command->footer(
+      "Examples:\n"
+      "  tessera plan recipes/mpt/125m.yaml\n"
+      "  tessera plan recipes/llama/1.3b.yaml recompute=block device_train_microbatch_size=1\n"
+      "  tessera plan recipes/quickstart.yaml --config > resolved.yaml\n"
+      "The exit code is 5 when the run does not fit into memory.");
+  command->callback([flags, &outcome] { outcome.status = RunPlanCommand(*flags); });
+}
 
 }  // namespace tessera::cli

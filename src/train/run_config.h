@@ -19,15 +19,16 @@
 namespace tessera {
 
 struct TokenizerTraining {
-  int64_t vocab_size = 0;  // 0: no training
+  int64_t vocab_size = 0;                   // 0: no training
   std::vector<std::string> special_tokens;  // the first is the end-of-text token
-  std::string pre_tokenizer = "gpt2";       // "gpt2" or "llama3"
+  std::string pre_tokenizer = "gpt2";       // "gpt2", "llama3", "qwen2", "gpt2_digits"
   int64_t max_bytes = 0;                    // of text to learn from; 0: all training documents
   bool operator==(const TokenizerTraining&) const = default;
 };
 
 struct TokenizerSettings {
-  // A tokenizer.json or a folder that holds one. Empty with train.vocab_size = 0: the dataset's own.
+  // A tokenizer.json or a folder that holds one. Empty with train.vocab_size = 0: the dataset's
+  // own.
   std::string name;
   TokenizerTraining train;
   bool operator==(const TokenizerSettings&) const = default;
@@ -51,9 +52,9 @@ struct OptimizerSettings {
 };
 
 struct DataSettings {
-  std::vector<SourceConfig> sources;  // empty exactly when `dataset` is set, or neither (plan only)
+  std::vector<SourceConfig> sources;  // by name; empty with `dataset`, or to plan only
   std::string dataset;                // a dataset that was built before
-  std::string build_folder;           // where the dataset built from `sources` is kept for later runs
+  std::string build_folder;  // where the dataset built from `sources` is kept for later runs
   double validation_fraction = 1.0 / 40;
   uint64_t split_seed = 0;
   int64_t shard_bytes = int64_t{1} << 26;
@@ -105,18 +106,19 @@ struct LoggerSettings {
 struct RunConfig {
   std::string run_name;  // the run file's name where it does not say
   uint64_t seed = 17;
-  int64_t max_seq_len = 0;  // training sequences; the model's limit unless model.max_seq_len says more
+  int64_t max_seq_len =
+      0;  // training sequences; the model's limit unless model.max_seq_len says more
   Duration max_duration;
-  int64_t global_train_batch_size = 0;         // sequences a step
-  int64_t device_train_microbatch_size = 0;    // sequences a pass; 0: auto
-  int64_t device_eval_batch_size = 0;          // sequences; 0: as large as the micro-batch
+  int64_t global_train_batch_size = 0;       // sequences a step
+  int64_t device_train_microbatch_size = 0;  // sequences a pass; 0: auto
+  int64_t device_eval_batch_size = 0;        // sequences; 0: as large as the micro-batch
   Precision precision = Precision::kAmpBf16;
 
   Duration eval_interval;  // zero: only at the end
   bool eval_first = false;
   int64_t eval_subset_num_batches = -1;  // -1: the whole validation split
 
-  Duration save_interval;  // zero: only at the end
+  Duration save_interval;   // zero: only at the end
   std::string save_folder;  // holds checkpoints, metrics, report, summary; {run_name} is replaced
   int64_t save_num_checkpoints_to_keep = -1;  // -1: all
   bool save_overwrite = false;
@@ -141,27 +143,30 @@ struct RunConfig {
 
   int64_t virtual_ranks = 1;
   Recompute recompute = Recompute::kNone;
-  int64_t memory_limit = 0;  // bytes; 0: what the machine has free
-  int threads = 0;           // 0: every core
-  int64_t loss_chunk_tokens = 0;  // 0: chosen by the plan
+  int64_t memory_limit = 0;          // bytes; 0: what the machine has free
+  int threads = 0;                   // 0: every core
+  int64_t loss_chunk_tokens = 0;     // 0: chosen by the plan
   int64_t max_nonfinite_steps = 10;  // in a row, then the run stops
 
   std::vector<GrowthStage> batch_size_growth;
   std::vector<GrowthStage> sequence_length_growth;
   WeightAverageSettings weight_average;
   SampleSettings samples;
-  bool report = true;               // a self-contained HTML page at the end
+  bool report = true;                // a self-contained HTML page at the end
   bool compare_compressors = false;  // gzip -9 and xz -9e of the held-out bytes in the summary
 };
 
-// Reads a run file with `overrides` ("key.path=value", the value in YAML) applied before anything is
-// checked. Every error of the file is reported at once, one a line, each with file and line (or the
-// override), key, what was found and what is allowed. Does not look at the files that it names.
+// Reads a run file with `overrides` ("key.path=value", the value in YAML) applied before anything
+// is checked. Every error of the file is reported at once, one a line, each with file and line (or
+// the override), key, what was found and what is allowed. Does not look at the files that it names.
 Result<RunConfig> ReadRunFile(const std::filesystem::path& path,
                               const std::vector<std::string>& overrides = {});
 // The same for text in memory; `source` stands in messages and gives the default run_name.
 Result<RunConfig> ParseRunFile(std::string_view text, std::string_view source,
                                const std::vector<std::string>& overrides = {});
+
+// What ReadRunFile lets pass for planning: a run without data.
+Status CheckTrainable(const RunConfig& config);
 
 // The resolved file with every default filled in; reading it gives the same RunConfig.
 Json RunConfigToJson(const RunConfig& config);

@@ -5,17 +5,19 @@
 //   constant_with_warmup       u
 //   linear_decay_with_warmup   t < w: u; else 1 + f (a - 1)
 //   cosine_with_warmup         t < w: u; else a + (1 - a) (1 + cos(pi f)) / 2
-//   inv_sqrt_with_warmup       t < w: u; else d(t) = a + (1 - a) / sqrt((t - w + s) / s), s = t_scale;
+//   inv_sqrt_with_warmup       t < w: u; else d(t) = a + (1 - a) / sqrt((t - w + s) / s), s =
+//   t_scale;
 //                              from t_max - t_cooldown on linear from d there to alpha_f_cooldown
-//   warmup_stable_decay        min(u, 1 - g (1 - a)), g = clamp((t - (m - t_decay)) / t_decay, 0, 1);
+//   warmup_stable_decay        min(u, 1 - g (1 - a)), g = clamp((t - (m - t_decay)) / t_decay, 0,
+//   1);
 //                              with decay_shape sqrt: 1 - sqrt(g) (1 - a)
 // These are Composer's and llm-foundry's formulas (warmup_stable_decay is ours).
 //
 // The progress to pass is the one that the update completes: step n counts from 1, tokens and
-// epochs include the batch of this update, seconds are those passed when it is applied. So the first
-// update already moves the weights (1/w of the rate) and the last one has the final value. Composer
-// instead uses the multiplier of t - 1 in batch t and that of 0 in both of the first two batches:
-// with warm-up its first two steps change nothing.
+// epochs include the batch of this update, seconds are those passed when it is applied. So the
+// first update already moves the weights (1/w of the rate) and the last one has the final value.
+// Composer instead uses the multiplier of t - 1 in batch t and that of 0 in both of the first two
+// batches: with warm-up its first two steps change nothing.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +36,13 @@ std::string_view DecayShapeName(DecayShape shape);     // "linear", "sqrt"
 
 struct ScheduleConfig {
   ScheduleKind kind = ScheduleKind::kConstant;
-  Duration t_warmup;
+  Duration t_warmup = {};
   Duration t_max = {1.0, TimeUnit::kFraction};
   double alpha_f = 0;           // final multiplier
-  Duration t_scale;             // inverse square root
-  Duration t_cooldown;          // inverse square root
+  Duration t_scale = {};        // inverse square root
+  Duration t_cooldown = {};     // inverse square root
   double alpha_f_cooldown = 0;  // inverse square root
-  Duration t_decay;             // warm-up-stable-decay
+  Duration t_decay = {};        // warm-up-stable-decay
   DecayShape decay_shape = DecayShape::kLinear;
 
   bool operator==(const ScheduleConfig&) const = default;
