@@ -9,7 +9,7 @@ namespace tessera {
 
 struct ChartSeries {
   std::string name;
-  std::vector<double> x, y;  // Points with a non-finite y are left out.
+  std::vector<double> x = {}, y = {};  // Points with a non-finite y are left out.
   bool raw = false;          // Drawn thin and pale, behind the others.
   bool markers = false;      // A dot at each point: for few points.
 };
@@ -17,8 +17,8 @@ struct ChartSeries {
 struct Chart {
   std::string title;
   std::string x_label;
-  std::string y_label;
-  std::vector<ChartSeries> series;
+  std::string y_label = {};
+  std::vector<ChartSeries> series = {};
   bool from_zero = false;  // The y axis starts at 0.
 };
 

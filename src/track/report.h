@@ -17,8 +17,8 @@ struct ReportFigure {
 
 struct ReportTable {
   std::string title;
-  std::vector<std::string> header;  // empty: rows of name and value
-  std::vector<std::vector<std::string>> rows;
+  std::vector<std::string> header = {};  // empty: rows of name and value
+  std::vector<std::vector<std::string>> rows = {};
 };
 
 struct ReportSample {
