@@ -78,7 +78,9 @@ int64_t CheckpointInfo::bytes() const {
   return total;
 }
 
-std::string CheckpointName(int64_t step) { return fmt::format("{}{:08}{}", kPrefix, step, kSuffix); }
+std::string CheckpointName(int64_t step) {
+  return fmt::format("{}{:08}{}", kPrefix, step, kSuffix);
+}
 
 std::optional<int64_t> CheckpointStep(std::string_view name) {
   if (name.size() <= kPrefix.size() + kSuffix.size() || !name.starts_with(kPrefix) ||
@@ -94,22 +96,22 @@ std::optional<int64_t> CheckpointStep(std::string_view name) {
 Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
   const fs::path path = folder / kCheckpointManifest;
   if (!PathExists(path)) {
-    return NotFound(fmt::format("'{}' is no checkpoint: it has no {}", folder.string(),
-                                kCheckpointManifest));
+    return NotFound(
+        fmt::format("'{}' is no checkpoint: it has no {}", folder.string(), kCheckpointManifest));
   }
   const std::string source = path.string();
   TESSERA_ASSIGN(Json json, ReadJsonFile(path, kMaxManifestBytes));
   TESSERA_ASSIGN(const int64_t version, JsonInt(json, "format_version", source));
   if (version != kCheckpointFormatVersion) {
-    return Unsupported(fmt::format(
-        "{}: the checkpoint has format version {}, this build reads version {}", source, version,
-        kCheckpointFormatVersion));
+    return Unsupported(
+        fmt::format("{}: the checkpoint has format version {}, this build reads version {}", source,
+                    version, kCheckpointFormatVersion));
   }
   TESSERA_ASSIGN(const std::string checksum, JsonString(json, kManifestChecksum, source));
   json.erase(kManifestChecksum);
   if (const std::string found = fmt::format("{:016x}", Xxh3(json.dump())); found != checksum) {
-    return Corrupt(fmt::format("{}: its content has the checksum {}, it says {}", source, found,
-                               checksum));
+    return Corrupt(
+        fmt::format("{}: its content has the checksum {}, it says {}", source, found, checksum));
   }
   CheckpointInfo info;
   info.folder = folder;
@@ -124,7 +126,8 @@ Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
     TESSERA_ASSIGN(CheckpointFile file, ParseFile(element, source));
     const fs::path file_path = folder / file.name;
     if (!PathExists(file_path)) {
-      return Corrupt(fmt::format("checkpoint '{}' lacks its file '{}'", folder.string(), file.name));
+      return Corrupt(
+          fmt::format("checkpoint '{}' lacks its file '{}'", folder.string(), file.name));
     }
     TESSERA_ASSIGN(const int64_t bytes, FileBytes(file_path));
     if (bytes != file.bytes) {
@@ -141,9 +144,10 @@ Status VerifyCheckpoint(const CheckpointInfo& checkpoint) {
     const fs::path path = checkpoint.folder / file.name;
     TESSERA_ASSIGN(const uint64_t digest, Xxh3OfFile(path));
     if (const std::string found = fmt::format("{:016x}", digest); found != file.xxh3) {
-      return Corrupt(fmt::format("'{}' has the checksum {}, the manifest says {}: the file was "
-                                 "changed or damaged after it was saved",
-                                 path.string(), found, file.xxh3));
+      return Corrupt(
+          fmt::format("'{}' has the checksum {}, the manifest says {}: the file was "
+                      "changed or damaged after it was saved",
+                      path.string(), found, file.xxh3));
     }
   }
   return {};
@@ -156,14 +160,15 @@ Result<CheckpointInfo> FindCheckpoint(const fs::path& path) {
     TESSERA_ASSIGN(const std::string text, ReadFile(path / "latest", 4096));
     const std::string name(Trim(text));
     if (!CheckpointStep(name)) {
-      return Corrupt(fmt::format("'{}' names '{}', which is no checkpoint",
-                                 (path / "latest").string(), name));
+      return Corrupt(
+          fmt::format("'{}' names '{}', which is no checkpoint", (path / "latest").string(), name));
     }
     return OpenCheckpoint(path / name);
   }
-  return NotFound(fmt::format("'{}' is neither a checkpoint (no {}) nor a save folder (no file "
-                              "named latest)",
-                              path.string(), kCheckpointManifest));
+  return NotFound(
+      fmt::format("'{}' is neither a checkpoint (no {}) nor a save folder (no file "
+                  "named latest)",
+                  path.string(), kCheckpointManifest));
 }
 
 }  // namespace tessera

@@ -47,8 +47,8 @@ struct CheckpointContents {
 struct CheckpointFile {
   std::string name;
   int64_t bytes = 0;
-  std::string xxh3;       // XXH3-64 of the content, 16 hex digits.
-  int64_t tensors = -1;   // -1: not a tensor file.
+  std::string xxh3;      // XXH3-64 of the content, 16 hex digits.
+  int64_t tensors = -1;  // -1: not a tensor file.
 };
 struct CheckpointInfo {
   std::filesystem::path folder;
@@ -65,8 +65,8 @@ struct CheckpointInfo {
 std::string CheckpointName(int64_t step);
 std::optional<int64_t> CheckpointStep(std::string_view folder_name);
 
-// Reads the manifest and compares the sizes of all files. Not found when `folder` holds no manifest;
-// corrupt when the manifest or a size is wrong.
+// Reads the manifest and compares the sizes of all files. Not found when `folder` holds no
+// manifest; corrupt when the manifest or a size is wrong.
 Result<CheckpointInfo> OpenCheckpoint(const std::filesystem::path& folder);
 // Reads every file once and compares its checksum.
 Status VerifyCheckpoint(const CheckpointInfo& checkpoint);
@@ -103,7 +103,8 @@ class CheckpointStore {
   Status Remove(const std::filesystem::path& checkpoint);
 
  private:
-  CheckpointStore(std::filesystem::path folder, int lock) : folder_(std::move(folder)), lock_(lock) {}
+  CheckpointStore(std::filesystem::path folder, int lock)
+      : folder_(std::move(folder)), lock_(lock) {}
   Status RemoveLeftovers();
 
   std::filesystem::path folder_;

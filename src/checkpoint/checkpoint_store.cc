@@ -100,8 +100,8 @@ Result<CheckpointStore> CheckpointStore::Open(const fs::path& folder) {
   const fs::path lock_path = folder / kLockFile;
   const int lock = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock < 0) {
-    const Error error = ErrnoError("cannot write to the save folder: cannot open",
-                                   lock_path.string(), errno);
+    const Error error =
+        ErrnoError("cannot write to the save folder: cannot open", lock_path.string(), errno);
     return error;
   }
   if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
@@ -171,9 +171,8 @@ Result<std::optional<CheckpointInfo>> CheckpointStore::LatestValid(
   if (PathExists(folder_ / kLatestFile)) {
     TESSERA_ASSIGN(const std::string text, ReadFile(folder_ / kLatestFile, 4096));
     const std::string name(Trim(text));
-    const auto at = std::find_if(candidates.begin(), candidates.end(), [&](const fs::path& path) {
-      return path.filename() == name;
-    });
+    const auto at = std::find_if(candidates.begin(), candidates.end(),
+                                 [&](const fs::path& path) { return path.filename() == name; });
     // What lies behind `latest` was committed by a save that did not get to move the pointer, or
     // belongs to a run that this one replaces; the pointer decides.
     if (at != candidates.end()) {
@@ -218,11 +217,11 @@ Result<CheckpointInfo> CheckpointStore::Save(const CheckpointContents& contents)
   const int64_t needed = BytesOf(contents);
   TESSERA_ASSIGN(const int64_t free, FreeDiskBytes(folder_));
   if (free < needed) {
-    return IoError(fmt::format("checkpoint {} needs {} ({} bytes) but '{}' has {} ({} bytes) free; "
-                               "earlier checkpoints are untouched: free space, or set "
-                               "save_num_checkpoints_to_keep or another save_folder",
-                               name, FormatBytes(needed), needed, folder_.string(),
-                               FormatBytes(free), free));
+    return IoError(
+        fmt::format("checkpoint {} needs {} ({} bytes) but '{}' has {} ({} bytes) free; "
+                    "earlier checkpoints are untouched: free space, or set "
+                    "save_num_checkpoints_to_keep or another save_folder",
+                    name, FormatBytes(needed), needed, folder_.string(), FormatBytes(free), free));
   }
   const auto write = [&]() -> Result<CheckpointInfo> {
     TESSERA_TRY(RemoveTree(temporary));
@@ -243,9 +242,9 @@ Result<CheckpointInfo> CheckpointStore::Save(const CheckpointContents& contents)
   }
   const Result<int64_t> free_now = FreeDiskBytes(folder_);
   Error error = written.error().WithContext(fmt::format("checkpoint {} was not saved", name));
-  error.message += fmt::format(" (it needs {}, {} free; earlier checkpoints are untouched)",
-                               FormatBytes(needed),
-                               free_now.ok() ? FormatBytes(*free_now) : std::string("unknown"));
+  error.message +=
+      fmt::format(" (it needs {}, {} free; earlier checkpoints are untouched)", FormatBytes(needed),
+                  free_now.ok() ? FormatBytes(*free_now) : std::string("unknown"));
   return error;
 }
 

@@ -186,9 +186,9 @@ TEST(Checkpoint, FailedSaveLeavesTheEarlierOnes) {
     ::setrlimit(RLIMIT_FSIZE, &limit);
     const auto saved = store->Save(model.Contents(2));
     if (saved.ok()) ::_exit(2);
-    const bool told = saved.error().message.find("it needs") != std::string::npos &&
-                      saved.error().message.find("earlier checkpoints are untouched") !=
-                          std::string::npos;
+    const bool told =
+        saved.error().message.find("it needs") != std::string::npos &&
+        saved.error().message.find("earlier checkpoints are untouched") != std::string::npos;
     ::_exit(told ? 0 : 3);
   }
   int status = 0;

@@ -38,8 +38,8 @@ Result<fs::path> DatasetOfRun(const CheckpointInfo& checkpoint) {
   const std::string folder =
       config.data.dataset.empty() ? config.data.build_folder : config.data.dataset;
   if (folder.empty() || !PathExists(folder)) {
-    return NotFound(fmt::format("the dataset of the run, '{}', is not there: give --dataset FOLDER",
-                                folder));
+    return NotFound(
+        fmt::format("the dataset of the run, '{}', is not there: give --dataset FOLDER", folder));
   }
   return fs::path(folder);
 }
@@ -70,11 +70,10 @@ Status Evaluate(const Arguments& arguments) {
     }
     options.dataset = folder / arguments.split;
     if (!PathExists(options.dataset / "index.json")) {
-      return NotFound(fmt::format("the dataset '{}' has no split '{}'", folder.string(),
-                                  arguments.split));
+      return NotFound(
+          fmt::format("the dataset '{}' has no split '{}'", folder.string(), arguments.split));
     }
-  } else if (dataset.error().code != ErrorCode::kNotFound ||
-             !PathExists(folder / "index.json")) {
+  } else if (dataset.error().code != ErrorCode::kNotFound || !PathExists(folder / "index.json")) {
     return dataset.error();
   }
 
@@ -95,9 +94,9 @@ Status Evaluate(const Arguments& arguments) {
   options.sequence_length = state.sequence_length;
   options.batch_size = arguments.batch_size;
   options.max_batches = arguments.max_batches;
-  ProgressMeter meter("evaluating", {.noun = "batches",
-                                     .mode = arguments.json ? ProgressMode::kSilent
-                                                            : ProgressMode::kAuto});
+  ProgressMeter meter(
+      "evaluating",
+      {.noun = "batches", .mode = arguments.json ? ProgressMode::kSilent : ProgressMode::kAuto});
   options.progress = [&meter](int64_t done, int64_t) { meter.Update(done); };
   TESSERA_ASSIGN(const Evaluation evaluation, tessera::Evaluate(*engine, options));
   if (arguments.json) {
@@ -108,8 +107,9 @@ Status Evaluate(const Arguments& arguments) {
     fmt::print("{}\n", json.dump(2));
     return {};
   }
-  fmt::print("{} on {}\n  loss          {:.4f}\n  perplexity    {:.2f}\n", checkpoint.folder.string(),
-             options.dataset.string(), evaluation.loss, evaluation.perplexity);
+  fmt::print("{} on {}\n  loss          {:.4f}\n  perplexity    {:.2f}\n",
+             checkpoint.folder.string(), options.dataset.string(), evaluation.loss,
+             evaluation.perplexity);
   if (evaluation.bits_per_byte) fmt::print("  bits per byte {:.4f}\n", *evaluation.bits_per_byte);
   fmt::print("  {} documents, {} tokens in {}\n", evaluation.documents,
              FormatCount(static_cast<double>(evaluation.targets)),
@@ -123,8 +123,9 @@ void RegisterEval(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand(
       "eval", "Loss, perplexity and bits per byte of a checkpoint on held-out documents");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("checkpoint", arguments->checkpoint,
-                      "A checkpoint, or a save folder (its latest one)")
+  command
+      ->add_option("checkpoint", arguments->checkpoint,
+                   "A checkpoint, or a save folder (its latest one)")
       ->required();
   command->add_option("--dataset", arguments->dataset,
                       "A dataset's folder (the run's own where not given)");

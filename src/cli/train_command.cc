@@ -1,6 +1,6 @@
-#include <csignal>
 #include <fmt/format.h>
 
+#include <csignal>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,7 +66,7 @@ Status Train(const Arguments& arguments) {
   options.resume_command = ResumeCommand(arguments);
   TESSERA_ASSIGN(const TrainOutcome trained, RunTraining(config, options));
   if (arguments.json) {
-    fmt::print("{}\n", trained.summary.dump(2));
+    fmt::print("{}\n", trained.summary.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
     fmt::print("{}", trained.text);
   }
@@ -99,7 +99,8 @@ void RegisterTrain(CLI::App& app, Outcome& outcome) {
       "  tessera train run.yaml max_duration=40ba save_interval=5ba save_folder=/data/run1\n"
       "  tessera train run.yaml autoresume=true        go on after a stop or a crash\n"
       "  tessera train run.yaml --dry-run              what it would take\n"
-      "Ctrl-C finishes the step, saves and exits with 130; SIGTERM does the same and exits with 0.");
+      "Ctrl-C finishes the step, saves and exits with 130; SIGTERM does the same and exits with "
+      "0.");
   command->callback([arguments, &outcome] { outcome.status = Train(*arguments); });
 }
 

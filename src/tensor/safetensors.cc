@@ -33,9 +33,9 @@ struct TypeName {
 };
 // In the reference implementation's order of types, by which its writer sorts.
 constexpr TypeName kTypes[] = {
-    {DType::kBool, "BOOL"}, {DType::kU8, "U8"},     {DType::kI8, "I8"},   {DType::kI16, "I16"},
-    {DType::kU16, "U16"},   {DType::kF16, "F16"},   {DType::kBf16, "BF16"}, {DType::kI32, "I32"},
-    {DType::kU32, "U32"},   {DType::kF32, "F32"},   {DType::kF64, "F64"}, {DType::kI64, "I64"},
+    {DType::kBool, "BOOL"}, {DType::kU8, "U8"},   {DType::kI8, "I8"},     {DType::kI16, "I16"},
+    {DType::kU16, "U16"},   {DType::kF16, "F16"}, {DType::kBf16, "BF16"}, {DType::kI32, "I32"},
+    {DType::kU32, "U32"},   {DType::kF32, "F32"}, {DType::kF64, "F64"},   {DType::kI64, "I64"},
     {DType::kU64, "U64"},
 };
 
@@ -209,15 +209,16 @@ const SafetensorsEntry* SafetensorsHeader::Find(std::string_view name) const {
 Result<SafetensorsHeader> ParseSafetensorsHeader(std::span<const std::byte> head,
                                                  int64_t file_bytes, std::string_view source) {
   if (file_bytes < 8 || head.size() < 8) {
-    return Corrupt(fmt::format("{}: {} bytes are too few for a safetensors file", source,
-                               file_bytes));
+    return Corrupt(
+        fmt::format("{}: {} bytes are too few for a safetensors file", source, file_bytes));
   }
   uint64_t length = 0;
   std::memcpy(&length, head.data(), 8);
   if (length > static_cast<uint64_t>(kSafetensorsMaxHeader)) {
-    return Corrupt(fmt::format("{}: the header claims {} bytes, more than the {} allowed: this is "
-                               "no safetensors file",
-                               source, length, kSafetensorsMaxHeader));
+    return Corrupt(
+        fmt::format("{}: the header claims {} bytes, more than the {} allowed: this is "
+                    "no safetensors file",
+                    source, length, kSafetensorsMaxHeader));
   }
   if (length > static_cast<uint64_t>(file_bytes - 8) || length > head.size() - 8) {
     return Corrupt(fmt::format("{}: the header claims {} bytes, the file has {}: it was cut off",
@@ -254,11 +255,11 @@ Result<SafetensorsHeader> ParseSafetensorsHeader(std::span<const std::byte> head
   int64_t position = 0;
   for (const SafetensorsEntry& entry : header.entries) {
     if (entry.offset != position) {
-      return Corrupt(fmt::format("{}: tensor '{}' begins at byte {} of the buffer, {} byte {}",
-                                 source, entry.name, entry.offset,
-                                 entry.offset > position ? "which leaves a hole from"
-                                                         : "inside a tensor that ends at",
-                                 position));
+      return Corrupt(fmt::format(
+          "{}: tensor '{}' begins at byte {} of the buffer, {} byte {}", source, entry.name,
+          entry.offset,
+          entry.offset > position ? "which leaves a hole from" : "inside a tensor that ends at",
+          position));
     }
     position += entry.bytes;
   }
@@ -346,10 +347,10 @@ std::string FormatSafetensorsHeader(std::span<const TensorView> tensors,
   for (const size_t index : *order) {
     const TensorView& tensor = tensors[index];
     const int64_t end = offset + tensor.bytes();
-    header += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                          header.size() > 1 ? "," : "", quoted(tensor.name),
-                          kTypes[TypeRank(tensor.dtype)].name, fmt::join(tensor.shape, ","), offset,
-                          end);
+    header +=
+        fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                    header.size() > 1 ? "," : "", quoted(tensor.name),
+                    kTypes[TypeRank(tensor.dtype)].name, fmt::join(tensor.shape, ","), offset, end);
     offset = end;
   }
   header += "}";
@@ -360,8 +361,8 @@ std::string FormatSafetensorsHeader(std::span<const TensorView> tensors,
 int64_t SafetensorsBytes(std::span<const TensorView> tensors,
                          const std::map<std::string, std::string>& metadata) {
   std::vector<size_t> order;
-  int64_t bytes = 8 + static_cast<int64_t>(
-                          FormatSafetensorsHeader(tensors, metadata, &order).size());
+  int64_t bytes =
+      8 + static_cast<int64_t>(FormatSafetensorsHeader(tensors, metadata, &order).size());
   for (const TensorView& tensor : tensors) bytes += tensor.bytes();
   return bytes;
 }

@@ -1,6 +1,7 @@
 // safetensors files: read with every length checked before it is used, written as a stream.
 //
-// Layout: u64 little-endian header length N, N bytes of JSON, then the buffer. The JSON maps names to
+// Layout: u64 little-endian header length N, N bytes of JSON, then the buffer. The JSON maps names
+// to
 // {"dtype", "shape", "data_offsets": [begin, end)} relative to the buffer, which the tensors cover
 // exactly; "__metadata__" is an object of strings.
 #pragma once

@@ -1,5 +1,5 @@
-// Against the reference implementation: Python's safetensors reads what we write, byte for byte as it
-// would have written it, and we read what it writes.
+// Against the reference implementation: Python's safetensors reads what we write, byte for byte as
+// it would have written it, and we read what it writes.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

@@ -54,8 +54,7 @@ TEST(Safetensors, WritesTheReferenceBytes) {
   const auto written = ReadFile(folder / "x.safetensors");
   ASSERT_TRUE(written.ok());
   EXPECT_EQ(*written, expected);
-  EXPECT_EQ(SafetensorsBytes(tensors, {{"format", "pt"}}),
-            static_cast<int64_t>(expected.size()));
+  EXPECT_EQ(SafetensorsBytes(tensors, {{"format", "pt"}}), static_cast<int64_t>(expected.size()));
 }
 
 TEST(Safetensors, ReadsBackWhatItWrote) {
@@ -126,9 +125,8 @@ TEST(Safetensors, RefusesHostileHeaders) {
   ExpectCorrupt(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8, "hole");
   ExpectCorrupt("{" + one + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})", 6,
                 "inside a tensor");
-  ExpectCorrupt(
-      R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0,
-      "overflows");
+  ExpectCorrupt(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0,
+                "overflows");
   ExpectCorrupt(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}})", 0, "not a size");
   ExpectCorrupt(R"({"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,0]}})", 0, "not a size");
   ExpectCorrupt(R"({"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,0]}})", 0,
@@ -145,10 +143,10 @@ TEST(Safetensors, RefusesHostileHeaders) {
 }
 
 TEST(Safetensors, SurvivesMutatedFiles) {
-  const std::string seed =
-      FileOf(R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
-             R"("b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}})",
-             14);
+  const std::string seed = FileOf(
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+      R"("b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}})",
+      14);
   const RngKey rng{.seed = 7, .purpose = RngPurpose::kSampling, .stream = 1};
   for (uint64_t round = 0; round < 20'000; ++round) {
     std::string file = seed;
@@ -159,10 +157,18 @@ TEST(Safetensors, SurvivesMutatedFiles) {
       if (file.empty()) break;
       const size_t at = edit[0] % file.size();
       switch (edit[1] % 4) {
-        case 0: file[at] = static_cast<char>(edit[2]); break;
-        case 1: file.erase(at, edit[2] % 5); break;
-        case 2: file.insert(at, 1, static_cast<char>('0' + edit[2] % 10)); break;
-        default: file.resize(at); break;
+        case 0:
+          file[at] = static_cast<char>(edit[2]);
+          break;
+        case 1:
+          file.erase(at, edit[2] % 5);
+          break;
+        case 2:
+          file.insert(at, 1, static_cast<char>('0' + edit[2] % 10));
+          break;
+        default:
+          file.resize(at);
+          break;
       }
     }
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(file.data()), file.size());

@@ -41,10 +41,18 @@ std::string EscapeHtml(std::string_view text) {
   out.reserve(text.size());
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
       default:
         // Control characters are not allowed in HTML.
         if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t') out += c;
@@ -132,9 +140,8 @@ std::string RenderChart(const Chart& chart) {
            (y - y_range.low) / (y_range.high - y_range.low) * (kHeight - kTop - kBottom);
   };
 
-  std::string svg = fmt::format(
-      "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", kWidth, kHeight,
-      EscapeHtml(chart.title));
+  std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">",
+                                kWidth, kHeight, EscapeHtml(chart.title));
   const std::vector<double> y_ticks = AxisTicks(y_range.low, y_range.high, 5);
   const double y_step = y_ticks.size() > 1 ? y_ticks[1] - y_ticks[0] : 1;
   for (const double tick : y_ticks) {
@@ -146,8 +153,9 @@ std::string RenderChart(const Chart& chart) {
   const std::vector<double> x_ticks = AxisTicks(x_range.low, x_range.high, 6);
   const double x_step = x_ticks.size() > 1 ? x_ticks[1] - x_ticks[0] : 1;
   for (const double tick : x_ticks) {
-    svg += fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                       px(tick), kHeight - kBottom + 16, TickLabel(tick, x_step));
+    svg +=
+        fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                    px(tick), kHeight - kBottom + 16, TickLabel(tick, x_step));
   }
   svg += fmt::format("<line class=\"axis\" x1=\"{0}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\"/>", kLeft,
                      kWidth - kRight, kHeight - kBottom);

@@ -10,8 +10,8 @@ namespace tessera {
 struct ChartSeries {
   std::string name;
   std::vector<double> x = {}, y = {};  // Points with a non-finite y are left out.
-  bool raw = false;          // Drawn thin and pale, behind the others.
-  bool markers = false;      // A dot at each point: for few points.
+  bool raw = false;                    // Drawn thin and pale, behind the others.
+  bool markers = false;                // A dot at each point: for few points.
 };
 
 struct Chart {

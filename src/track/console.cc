@@ -10,8 +10,8 @@ namespace tessera {
 std::string FormatStepLine(const StepView& view) {
   std::string line = view.total_steps >= 0 ? fmt::format("step {}/{}", view.step, view.total_steps)
                                            : fmt::format("step {}", view.step);
-  line += fmt::format(" {:3.0f}% | loss {:.4f} | lr {:.2e}", 100 * view.fraction, view.loss,
-                      view.lr);
+  line +=
+      fmt::format(" {:3.0f}% | loss {:.4f} | lr {:.2e}", 100 * view.fraction, view.loss, view.lr);
   if (view.tokens_per_s >= 0) line += fmt::format(" | {} tok/s", FormatCount(view.tokens_per_s));
   if (view.mfu >= 0) line += fmt::format(" | {:.0f}% mfu", 100 * view.mfu);
   if (view.resident_bytes >= 0) line += fmt::format(" | {}", FormatBytes(view.resident_bytes));

@@ -32,8 +32,8 @@ TEST(MetricsFile, ResumeDropsLaterAndTornLines) {
     }
   }
   std::ofstream(path, std::ios::app) << "{\"step\": 2, \"lo";
-  auto resumed = MetricsFile::Resume(
-      path, [](const Json& line) { return line["step"].get<int64_t>() <= 3; });
+  auto resumed =
+      MetricsFile::Resume(path, [](const Json& line) { return line["step"].get<int64_t>() <= 3; });
   ASSERT_TRUE(resumed.ok()) << resumed.error().message;
   ASSERT_TRUE(resumed->Write({{"step", 4}}).ok());
   EXPECT_EQ(StepsOf(path), (std::vector<int64_t>{1, 2, 3, 4}));

@@ -12,7 +12,8 @@ namespace tessera {
 namespace {
 
 std::string SomeText(size_t words) {
-  const std::vector<std::string> vocabulary = {"stone", "river", "letter", "tower", "friend", "small"};
+  const std::vector<std::string> vocabulary = {"stone", "river",  "letter",
+                                               "tower", "friend", "small"};
   const RngKey rng{.seed = 1, .purpose = RngPurpose::kSampling, .stream = 2};
   std::string text;
   for (size_t i = 0; i < words; ++i) {

@@ -14,10 +14,11 @@ const std::map<std::string, std::string> kMetadata = {{"format", "pt"}};
 Status ReadInto(const CheckpointInfo& checkpoint, const char* file,
                 const std::vector<TensorTarget>& targets) {
   if (!checkpoint.Has(file)) {
-    return NotFound(fmt::format("checkpoint '{}' has no {}: it was saved with "
-                                "save_weights_only; set load_weights_only=true and load_path to "
-                                "start from its weights",
-                                checkpoint.folder.string(), file));
+    return NotFound(
+        fmt::format("checkpoint '{}' has no {}: it was saved with "
+                    "save_weights_only; set load_weights_only=true and load_path to "
+                    "start from its weights",
+                    checkpoint.folder.string(), file));
   }
   return ReadSafetensors(checkpoint.folder / file, targets);
 }
@@ -25,8 +26,7 @@ Status ReadInto(const CheckpointInfo& checkpoint, const char* file,
 std::vector<TensorTarget> WeightTargets(Engine& engine) {
   std::vector<TensorTarget> targets;
   for (const Parameter& parameter : engine.parameters()) {
-    targets.push_back(
-        {parameter.spec.name, DType::kF32, parameter.spec.shape(), parameter.value});
+    targets.push_back({parameter.spec.name, DType::kF32, parameter.spec.shape(), parameter.value});
   }
   return targets;
 }

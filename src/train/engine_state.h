@@ -13,14 +13,14 @@ namespace tessera {
 // Averaged weights, under the names of the weights; only in runs that keep an average.
 inline constexpr const char* kAverageFile = "average.safetensors";
 
-// The tensor files of a checkpoint, borrowed from the engine's memory: weights, and with `state` the
-// optimizer's ("NAME.state0", "NAME.state1"); the average in a file of its own where `average`.
+// The tensor files of a checkpoint, borrowed from the engine's memory: weights, and with `state`
+// the optimizer's ("NAME.state0", "NAME.state1"); the average in a file of its own where `average`.
 std::vector<CheckpointTensorFile> EngineTensors(Engine& engine, bool state, bool average);
 
 enum class LoadPart { kWeights, kWeightsAndState };
 
-// Reads a verified checkpoint into the engine. `average` says whether the checkpoint's average is to
-// go on. The engine's architecture must be the checkpoint's: see CheckArchitecture.
+// Reads a verified checkpoint into the engine. `average` says whether the checkpoint's average is
+// to go on. The engine's architecture must be the checkpoint's: see CheckArchitecture.
 Status LoadEngine(const CheckpointInfo& checkpoint, LoadPart part, bool average, Engine& engine);
 
 // Reads the weights that a finished model is used with: the average where there is one.

@@ -13,8 +13,8 @@
 namespace tessera {
 
 struct Evaluation {
-  double loss = 0;        // mean negative log likelihood of a target, nats
-  double perplexity = 0;  // exp(loss)
+  double loss = 0;                      // mean negative log likelihood of a target, nats
+  double perplexity = 0;                // exp(loss)
   std::optional<double> bits_per_byte;  // absent where the dataset does not tell bytes
   int64_t documents = 0;
   int64_t targets = 0;

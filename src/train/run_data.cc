@@ -77,8 +77,8 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
   bpe.special_tokens = train.special_tokens;
   const auto pre_tokenizer = PreTokenizerFromName(train.pre_tokenizer);
   if (!pre_tokenizer) {
-    return InvalidArgument(fmt::format("tokenizer.train.pre_tokenizer '{}' is not known",
-                                       train.pre_tokenizer));
+    return InvalidArgument(
+        fmt::format("tokenizer.train.pre_tokenizer '{}' is not known", train.pre_tokenizer));
   }
   bpe.pre_tokenizer = *pre_tokenizer;
   bpe.num_threads = config.threads;
@@ -86,8 +86,8 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
   LiveLine line(mode);
   bpe.progress = [&line](const BpeProgress& progress) {
     if (!line.live() || !line.Due()) return;
-    line.Show(fmt::format("tokenizer: {} of {} merges", progress.merges_done,
-                          progress.merges_total));
+    line.Show(
+        fmt::format("tokenizer: {} of {} merges", progress.merges_done, progress.merges_total));
   };
   BpeTrainer trainer(std::move(bpe));
 
@@ -116,8 +116,9 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
   }));
   flush();
   if (taken == 0) {
-    return InvalidArgument("the sources hold no training text from which a tokenizer could be "
-                           "trained: check data.sources and data.validation_fraction");
+    return InvalidArgument(
+        "the sources hold no training text from which a tokenizer could be "
+        "trained: check data.sources and data.validation_fraction");
   }
   return trainer.Train();
 }
@@ -247,8 +248,8 @@ Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& op
   if (config.data.dataset.empty() && config.data.sources.empty()) {
     return InvalidArgument("the run file names no data: set data.sources or data.dataset");
   }
-  Result<RunData> prepared = config.data.dataset.empty() ? FromSources(config, options)
-                                                         : FromDataset(config, options);
+  Result<RunData> prepared =
+      config.data.dataset.empty() ? FromSources(config, options) : FromDataset(config, options);
   if (!prepared.ok()) return prepared;
   RunData data = std::move(prepared).value();
   if (data.foreign) {
@@ -266,10 +267,10 @@ Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& op
     }
     data.vocab_size = data.dataset.vocab_size;
     if (data.dataset.train.tokens == 0) {
-      return InvalidArgument(fmt::format(
-          "the dataset '{}' has no training text: its sources hold {} documents",
-          data.dataset.folder.string(),
-          data.dataset.train.documents + data.dataset.validation.documents));
+      return InvalidArgument(
+          fmt::format("the dataset '{}' has no training text: its sources hold {} documents",
+                      data.dataset.folder.string(),
+                      data.dataset.train.documents + data.dataset.validation.documents));
     }
   }
   return data;

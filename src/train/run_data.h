@@ -1,5 +1,5 @@
-// Gets a run's tokenizer and dataset ready: loads them, or makes them from the sources and keeps them
-// for the next time.
+// Gets a run's tokenizer and dataset ready: loads them, or makes them from the sources and keeps
+// them for the next time.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ struct PrepareOptions {
 };
 
 // The tokenizer is trained on the training documents alone. Both results depend only on the sources
-// and the settings; they are kept in data.build_folder (the dataset) and beside it with ".tokenizer"
-// behind the name, and made again when what they were made from has changed.
+// and the settings; they are kept in data.build_folder (the dataset) and beside it with
+// ".tokenizer" behind the name, and made again when what they were made from has changed.
 Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& options);
 
 // Sets the embedding's rows where the run file leaves them to the tokenizer, and checks that every

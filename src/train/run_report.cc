@@ -57,15 +57,15 @@ std::vector<ChartSeries> WithTrend(const ChartSeries& series) {
 }
 
 void AddCharts(const Curves& curves, Report* report) {
-  Chart loss{.title = "Loss", .x_label = "step", .y_label = "nats", .series = WithTrend(curves.loss)};
+  Chart loss{
+      .title = "Loss", .x_label = "step", .y_label = "nats", .series = WithTrend(curves.loss)};
   if (!curves.eval_loss.x.empty()) loss.series.push_back(curves.eval_loss);
   report->charts.push_back(std::move(loss));
   report->charts.push_back({.title = "Held-out bits per byte",
                             .x_label = "step",
                             .y_label = "bits",
                             .series = {curves.bits}});
-  Chart lr{.title = "Learning rate", .x_label = "step", .series = {}, 
-           .from_zero = true};
+  Chart lr{.title = "Learning rate", .x_label = "step", .series = {}, .from_zero = true};
   lr.series.push_back(Thinned(curves.lr, kPoints));
   if (!curves.muon_lr.x.empty()) lr.series.push_back(Thinned(curves.muon_lr, kPoints));
   report->charts.push_back(std::move(lr));
@@ -96,8 +96,8 @@ void AddFigures(const Json& summary, Report* report) {
       note = fmt::format("gzip -9 {}, xz -9e {}", Text(summary, "gzip_bits_per_byte", "{:.3f}"),
                          Text(summary, "xz_bits_per_byte", "{:.3f}"));
     }
-    report->figures.push_back({"bits per byte, held out", Text(summary, "bits_per_byte", "{:.4f}"),
-                               note});
+    report->figures.push_back(
+        {"bits per byte, held out", Text(summary, "bits_per_byte", "{:.4f}"), note});
   }
   if (has("eval_loss")) {
     report->figures.push_back({"loss, held out", Text(summary, "eval_loss", "{:.4f}"),
@@ -106,11 +106,11 @@ void AddFigures(const Json& summary, Report* report) {
   report->figures.push_back({"loss, training", Text(summary, "loss", "{:.4f}"), "last 50 steps"});
   const auto count = [&](const char* key) { return FormatCount(summary[key].get<double>()); };
   report->figures.push_back({"parameters", count("parameters"), ""});
-  report->figures.push_back({"tokens", count("tokens"),
-                             Text(summary, "epochs", "{:.2f}") + " epochs"});
   report->figures.push_back(
-      {"training time", tessera::FormatDuration(summary["train_seconds"].get<double>()),
-       Text(summary, "steps", "{:.0f}") + " steps"});
+      {"tokens", count("tokens"), Text(summary, "epochs", "{:.2f}") + " epochs"});
+  report->figures.push_back({"training time",
+                             tessera::FormatDuration(summary["train_seconds"].get<double>()),
+                             Text(summary, "steps", "{:.0f}") + " steps"});
   report->figures.push_back(
       {"speed", count("tokens_per_s") + " tok/s",
        fmt::format("{:.0f}% of the matrix product's rate", 100 * summary["mfu"].get<double>())});
@@ -169,8 +169,8 @@ void AddTables(const ReportInputs& inputs, Report* report) {
 
   if (inputs.dataset != nullptr) {
     ReportTable data{.title = "Data",
-                     .header = {"source", "licence", "files", "documents", "text", "training tokens",
-                                "held-out tokens"}};
+                     .header = {"source", "licence", "files", "documents", "text",
+                                "training tokens", "held-out tokens"}};
     for (const SourceInfo& source : inputs.dataset->sources) {
       data.rows.push_back({source.name, source.license.empty() ? "not given" : source.license,
                            fmt::format("{}", source.files), fmt::format("{}", source.documents),

@@ -1,4 +1,5 @@
-// Puts the report of a run together: its metrics as curves, its settings, data and memory as tables.
+// Puts the report of a run together: its metrics as curves, its settings, data and memory as
+// tables.
 #pragma once
 
 #include <filesystem>

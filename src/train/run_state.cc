@@ -46,8 +46,8 @@ Json RunStateToJson(const RunState& state) {
 Result<RunState> RunStateFromJson(const Json& json, std::string_view source) {
   TESSERA_ASSIGN(const int64_t version, JsonInt(json, "format_version", source));
   if (version != kStateVersion) {
-    return Unsupported(fmt::format("{}: format version {}, this build reads {}", source, version,
-                                   kStateVersion));
+    return Unsupported(
+        fmt::format("{}: format version {}, this build reads {}", source, version, kStateVersion));
   }
   RunState state;
   TESSERA_ASSIGN(state.progress.step, JsonInt(json, "step", source));

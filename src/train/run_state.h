@@ -16,8 +16,8 @@
 namespace tessera {
 
 struct RunState {
-  Progress progress;        // steps, tokens, epochs, seconds of training
-  int64_t updates = 0;      // steps whose update was applied
+  Progress progress;          // steps, tokens, epochs, seconds of training
+  int64_t updates = 0;        // steps whose update was applied
   int64_t skipped_steps = 0;  // steps with a loss or gradient that was not finite
   int64_t nonfinite_in_row = 0;
   LoaderState loader;

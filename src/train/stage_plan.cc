@@ -1,7 +1,6 @@
 #include "train/stage_plan.h"
 
 #include <fmt/format.h>
-
 #include <malloc.h>
 
 #include <algorithm>
@@ -37,8 +36,9 @@ int64_t AvailableMemory(const RunConfig& config) {
 }
 
 Result<Plan> PlanStage(const RunConfig& config, const StageOptions& run) {
-  PlanOptions options = PlanOptionsFor(config, std::max<int64_t>(config.device_train_microbatch_size, 1),
-                                       run.num_threads, run.compute);
+  PlanOptions options =
+      PlanOptionsFor(config, std::max<int64_t>(config.device_train_microbatch_size, 1),
+                     run.num_threads, run.compute);
   if (run.sequence_length > 0) options.sequence_length = run.sequence_length;
   if (run.batch_size > 0) options.global_batch = run.batch_size;
   const int64_t available = AvailableMemory(config);

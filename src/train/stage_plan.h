@@ -26,9 +26,9 @@ kernels::Compute ChooseCompute(Precision precision, std::string* explanation);
 // Bytes that a plan may use: memory_limit, or what is free plus what this process already holds.
 int64_t AvailableMemory(const RunConfig& config);
 
-// Builds the plan of the run (model.vocab_size must be set) with the micro-batch of the run file or,
-// for `auto`, the one that fits and is fastest. A plan that does not fit is refused with the cheapest
-// switch that would help.
+// Builds the plan of the run (model.vocab_size must be set) with the micro-batch of the run file
+// or, for `auto`, the one that fits and is fastest. A plan that does not fit is refused with the
+// cheapest switch that would help.
 Result<Plan> PlanStage(const RunConfig& config, const StageOptions& options);
 
 // Rate of a large product on all threads, from about 30 ms of work: the measure for utilisation.

@@ -88,7 +88,9 @@ Result<TrainOutcome> Trainer::Run() {
   outcome.stop_signal = StopSignal();
   outcome.summary = Summary();
   outcome.text = SummaryText(outcome.summary);
-  TESSERA_TRY(WriteFileAtomic(folder_ / "summary.json", outcome.summary.dump(2) + "\n"));
+  const std::string json =
+      outcome.summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  TESSERA_TRY(WriteFileAtomic(folder_ / "summary.json", json));
   if (config_.report) TESSERA_TRY(WriteReport(outcome.summary));
   if (save_error_) return *save_error_;
   return outcome;
@@ -111,7 +113,8 @@ Status Trainer::ChangeStage() {
 }
 
 Status Trainer::Loop() {
-  TESSERA_ASSIGN(const Schedule schedule, Schedule::Create(config_.scheduler, config_.max_duration));
+  TESSERA_ASSIGN(const Schedule schedule,
+                 Schedule::Create(config_.scheduler, config_.max_duration));
   if (config_.eval_first && state_.progress.step == 0 && data_.has_validation()) {
     TESSERA_TRY(EvaluateNow());
   }
@@ -134,7 +137,8 @@ Status Trainer::Loop() {
         IsDue(before, after, ResolveFraction(config_.eval_interval, config_.max_duration))) {
       TESSERA_TRY(EvaluateNow());
     }
-    if (more && IsDue(before, after, ResolveFraction(config_.save_interval, config_.max_duration))) {
+    if (more &&
+        IsDue(before, after, ResolveFraction(config_.save_interval, config_.max_duration))) {
       TrySave();
     }
   }
@@ -160,12 +164,11 @@ Status Trainer::Step(const Schedule& schedule) {
   ++after.step;
   after.tokens += state_.batch_size * state_.sequence_length;
   const LoaderState position = loader_->state();
-  after.epochs = static_cast<double>(position.epoch) +
-                 static_cast<double>(position.sample) /
-                     static_cast<double>(loader_->samples_per_epoch());
+  after.epochs =
+      static_cast<double>(position.epoch) +
+      static_cast<double>(position.sample) / static_cast<double>(loader_->samples_per_epoch());
   after.seconds += watch.Seconds();
-  const UpdateOptions update =
-      UpdateFor(config_, state_.updates + 1, schedule.Multiplier(after));
+  const UpdateOptions update = UpdateFor(config_, state_.updates + 1, schedule.Multiplier(after));
   if (result.finite) {
     engine_->Update(update);
     ++state_.updates;
@@ -208,8 +211,8 @@ Status Trainer::Step(const Schedule& schedule) {
 
 Status Trainer::HandleNonFinite(const StepResult& result) {
   const int64_t step = state_.progress.step;
-  LogWarning("step {}: loss {} and gradient norm {} are not both finite; the update was skipped", step,
-             result.loss, result.grad_norm);
+  LogWarning("step {}: loss {} and gradient norm {} are not both finite; the update was skipped",
+             step, result.loss, result.grad_norm);
   if (state_.nonfinite_in_row < config_.max_nonfinite_steps) return {};
   std::string seen;
   for (const SeenStep& entry : seen_) {
@@ -221,7 +224,8 @@ Status Trainer::HandleNonFinite(const StepResult& result) {
       "The weights are those of step {}{}. Lower the learning rate, lengthen the warm-up, set "
       "gradient_clipping, or use precision=fp32.",
       step, state_.nonfinite_in_row, seen, step - state_.nonfinite_in_row,
-      last_checkpoint_.empty() ? "" : fmt::format("; the last checkpoint is {}", last_checkpoint_)));
+      last_checkpoint_.empty() ? ""
+                               : fmt::format("; the last checkpoint is {}", last_checkpoint_)));
 }
 
 Status Trainer::EvaluateNow() {

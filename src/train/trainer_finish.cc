@@ -11,6 +11,7 @@
 #include "kernels/isa.h"
 #include "train/compressors.h"
 #include "train/run_report.h"
+#include "train/samples.h"
 #include "train/trainer_impl.h"
 
 namespace tessera {
@@ -46,12 +47,12 @@ void Trainer::CompareCompressors() {
 }
 
 void Trainer::WriteSamples() {
-  if (!options_.generate || !data_.tokenizer || config_.samples.prompts.empty()) return;
+  if (!data_.tokenizer || config_.samples.prompts.empty()) return;
   console_.Status("writing samples");
   const bool swap = state_.average_started;
   if (swap) engine_->SwapAverage();
   Result<std::vector<ReportSample>> samples =
-      options_.generate(*engine_, *data_.tokenizer, config_.samples, config_.seed);
+      WriteSampleTexts(*engine_, *data_.tokenizer, config_.samples, config_.seed, *pool_);
   if (swap) engine_->SwapAverage();
   if (!samples.ok()) {
     LogWarning("samples: {}", samples.error().message);
@@ -65,9 +66,8 @@ void Trainer::PrintProfile() {
   double total = 0;
   for (const Engine::OpTime& op : ops) total += op.seconds;
   if (total <= 0) return;
-  std::sort(ops.begin(), ops.end(), [](const Engine::OpTime& a, const Engine::OpTime& b) {
-    return a.seconds > b.seconds;
-  });
+  std::sort(ops.begin(), ops.end(),
+            [](const Engine::OpTime& a, const Engine::OpTime& b) { return a.seconds > b.seconds; });
   std::string text = fmt::format("{:<28}{:>10}{:>8}{:>12}{:>12}{:>10}", "op", "seconds", "share",
                                  "calls", "GFLOP/s", "GB/s");
   for (const Engine::OpTime& op : ops) {
@@ -148,11 +148,11 @@ Json Trainer::Summary() const {
 
 std::string Trainer::SummaryText(const Json& summary) const {
   const Progress& progress = state_.progress;
-  std::string text = fmt::format(
-      "{} {}: step {}, {} tokens in {} ({} tok/s)\n", config_.run_name,
-      stopped_ ? "stopped" : "is complete", progress.step,
-      FormatCount(static_cast<double>(progress.tokens)), tessera::FormatDuration(progress.seconds),
-      FormatCount(summary["tokens_per_s"].get<double>()));
+  std::string text = fmt::format("{} {}: step {}, {} tokens in {} ({} tok/s)\n", config_.run_name,
+                                 stopped_ ? "stopped" : "is complete", progress.step,
+                                 FormatCount(static_cast<double>(progress.tokens)),
+                                 tessera::FormatDuration(progress.seconds),
+                                 FormatCount(summary["tokens_per_s"].get<double>()));
   const auto row = [&text](std::string_view name, const std::string& value) {
     text += fmt::format("  {:<14}{}\n", name, value);
   };
@@ -177,6 +177,10 @@ std::string Trainer::SummaryText(const Json& summary) const {
   }
   row("memory", fmt::format("{} at most, {} planned", FormatBytes(peak_rss_bytes_),
                             FormatBytes(planned_bytes_)));
+  for (const ReportSample& sample : samples_) {
+    text += fmt::format("\n[{}]{}\n", sample.prompt, sample.text);
+  }
+  if (!samples_.empty()) text += "\n";
   if (!last_checkpoint_.empty()) row("checkpoint", last_checkpoint_);
   row("summary", (folder_ / "summary.json").string());
   if (config_.report) row("report", (folder_ / "report.html").string());

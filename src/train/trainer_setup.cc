@@ -24,8 +24,9 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
 // Takes the folder before any work is done, so that a run that must not start fails at once.
 Status Trainer::OpenFolder() {
   if (config_.save_folder.empty()) {
-    return InvalidArgument("save_folder is not set: the run has no place for its checkpoints, "
-                           "metrics and summary");
+    return InvalidArgument(
+        "save_folder is not set: the run has no place for its checkpoints, "
+        "metrics and summary");
   }
   Result<CheckpointStore> store = CheckpointStore::Open(folder_);
   if (!store.ok()) return store.error().WithContext("save_folder");
@@ -42,13 +43,14 @@ Status Trainer::OpenFolder() {
     return {};
   }
   if (!config_.save_overwrite) {
-    return Error{.code = ErrorCode::kExists,
-                 .message = fmt::format(
-                     "'{}' already holds {} checkpoint{} (the last is {}): set autoresume=true to go "
-                     "on from it, save_overwrite=true to replace that run, or another run_name or "
-                     "save_folder",
-                     folder_.string(), existing.size(), existing.size() == 1 ? "" : "s",
-                     existing.back().filename().string())};
+    return Error{
+        .code = ErrorCode::kExists,
+        .message = fmt::format(
+            "'{}' already holds {} checkpoint{} (the last is {}): set autoresume=true to go "
+            "on from it, save_overwrite=true to replace that run, or another run_name or "
+            "save_folder",
+            folder_.string(), existing.size(), existing.size() == 1 ? "" : "s",
+            existing.back().filename().string())};
   }
   // They stay until the first checkpoint of this run is committed.
   replaced_ = existing;
@@ -57,16 +59,17 @@ Status Trainer::OpenFolder() {
 
 Status Trainer::CheckResume(const CheckpointInfo& checkpoint, const RunState& saved) {
   if (saved.optimizer != config_.optimizer.rule) {
-    return InvalidArgument(fmt::format(
-        "checkpoint '{}' was trained with the optimizer {}, the run uses {}: set "
-        "load_weights_only=true with load_path to start from its weights",
-        checkpoint.folder.string(), UpdateRuleName(saved.optimizer),
-        UpdateRuleName(config_.optimizer.rule)));
+    return InvalidArgument(
+        fmt::format("checkpoint '{}' was trained with the optimizer {}, the run uses {}: set "
+                    "load_weights_only=true with load_path to start from its weights",
+                    checkpoint.folder.string(), UpdateRuleName(saved.optimizer),
+                    UpdateRuleName(config_.optimizer.rule)));
   }
   const auto warn = [](std::string_view what) {
-    LogWarning("{} since the checkpoint was saved: the run goes on, but not with the bits that it "
-               "would have had without the change",
-               what);
+    LogWarning(
+        "{} since the checkpoint was saved: the run goes on, but not with the bits that it "
+        "would have had without the change",
+        what);
   };
   if (saved.seed != config_.seed) warn("the seed has changed");
   if (saved.virtual_ranks != config_.virtual_ranks) warn("virtual_ranks has changed");
@@ -112,8 +115,7 @@ Status Trainer::ReadStart() {
   if (resumed_) last_saved_step_ = state_.progress.step;
   if (resumed_) last_checkpoint_ = start_->folder.string();
   Say(fmt::format("resuming from {} (step {}, {} tokens)", start_->folder.string(),
-                  state_.progress.step,
-                  FormatCount(static_cast<double>(state_.progress.tokens))));
+                  state_.progress.step, FormatCount(static_cast<double>(state_.progress.tokens))));
   return {};
 }
 
@@ -129,9 +131,10 @@ Status Trainer::CheckDiskSpace() {
   const int64_t needed = values * 4 * copies + (int64_t{4} << 20);
   TESSERA_ASSIGN(const int64_t free, FreeDiskBytes(folder_));
   if (free < needed) {
-    return IoError(fmt::format("a checkpoint of this run needs about {} and '{}' has {} free: free "
-                               "space or choose another save_folder before training",
-                               FormatBytes(needed), folder_.string(), FormatBytes(free)));
+    return IoError(
+        fmt::format("a checkpoint of this run needs about {} and '{}' has {} free: free "
+                    "space or choose another save_folder before training",
+                    FormatBytes(needed), folder_.string(), FormatBytes(free)));
   }
   return {};
 }
@@ -161,13 +164,14 @@ Status Trainer::BuildStage(const std::optional<CheckpointInfo>& source, LoadPart
   // What preparing the data took and gave back must not count as this stage's memory.
   ::malloc_trim(0);
   TESSERA_ASSIGN(const Plan plan, PlanStage(config_, {.sequence_length = length,
-                                                    .batch_size = batch,
-                                                    .num_threads = pool_->num_threads(),
-                                                    .compute = compute_}));
+                                                      .batch_size = batch,
+                                                      .num_threads = pool_->num_threads(),
+                                                      .compute = compute_}));
   memory_ = plan.memory;
   planned_bytes_ = std::max(planned_bytes_, plan.memory.total());
   Say(fmt::format(
-      "model: {} parameters, {} layers of width {}, vocabulary {}; {} sequences of {} tokens a step "
+      "model: {} parameters, {} layers of width {}, vocabulary {}; {} sequences of {} tokens a "
+      "step "
       "in passes of {}",
       FormatCount(static_cast<double>(CountParameters(config_.model))), config_.model.n_layers,
       config_.model.d_model, config_.model.vocab_size, batch, length, plan.options.microbatch));
@@ -209,9 +213,10 @@ Status Trainer::OpenLoader() {
   TESSERA_ASSIGN(loader_, Loader::Open(options));
   const int64_t samples = loader_->samples_per_epoch();
   if (samples < 1) {
-    return InvalidArgument(fmt::format("the training split of {} tokens holds not one sequence of "
-                                       "{}: lower max_seq_len or give more text",
-                                       loader_->total_tokens(), length));
+    return InvalidArgument(
+        fmt::format("the training split of {} tokens holds not one sequence of "
+                    "{}: lower max_seq_len or give more text",
+                    loader_->total_tokens(), length));
   }
   if (state_.progress.step > 0) {
     state_.loader = ConvertLoaderState(state_.loader, state_.sequence_length, length, samples);

@@ -25,9 +25,9 @@ class TrainTest : public ::testing::Test {
   static void SetUpTestSuite() {
     shared_ = new TestFolder();
     const RngKey rng{.seed = 5, .purpose = RngPurpose::kSampling, .stream = 9};
-    const std::vector<std::string> words = {"the",   "model", "reads", "a",    "long", "text",
+    const std::vector<std::string> words = {"the",   "model", "reads",  "a",   "long",   "text",
                                             "about", "small", "rivers", "and", "writes", "letters",
-                                            "to",    "every", "friend", "of",  "stone", "towers"};
+                                            "to",    "every", "friend", "of",  "stone",  "towers"};
     uint64_t counter = 0;
     for (int document = 0; document < 120; ++document) {
       std::string text;
@@ -42,24 +42,29 @@ class TrainTest : public ::testing::Test {
                    "run_name: tiny\n"
                    "seed: 3\n"
                    "max_seq_len: 32\n"
-                   "max_duration: " + std::to_string(kSteps) + "ba\n"
-                   "global_train_batch_size: 4\n"
-                   "device_train_microbatch_size: 2\n"
-                   "precision: fp32\n"
-                   "save_interval: 3ba\n"
-                   "eval_interval: 8ba\n"
-                   "threads: 1\n"
-                   "model: {name: modern_causal_lm, d_model: 32, n_heads: 2, n_layers: 2}\n"
-                   "optimizer: {name: muon, lr: 3.0e-3, betas: [0.9, 0.95], "
-                   "muon: {lr: 0.02, momentum: 0.95}}\n"
-                   "scheduler: {name: warmup_stable_decay, t_warmup: 4ba, t_decay: 0.4dur, "
-                   "alpha_f: 0.1}\n"
-                   "tokenizer: {train: {vocab_size: 300}}\n"
-                   "data:\n"
-                   "  build_folder: " + (shared_->path() / "data").string() + "\n"
-                   "  validation_fraction: 0.1\n"
-                   "  sources: {made: {path: " + (shared_->path() / "corpus").string() +
-                   ", license: CC0-1.0}}\n");
+                   "max_duration: " +
+                       std::to_string(kSteps) +
+                       "ba\n"
+                       "global_train_batch_size: 4\n"
+                       "device_train_microbatch_size: 2\n"
+                       "precision: fp32\n"
+                       "save_interval: 3ba\n"
+                       "eval_interval: 8ba\n"
+                       "threads: 1\n"
+                       "model: {name: modern_causal_lm, d_model: 32, n_heads: 2, n_layers: 2}\n"
+                       "optimizer: {name: muon, lr: 3.0e-3, betas: [0.9, 0.95], "
+                       "muon: {lr: 0.02, momentum: 0.95}}\n"
+                       "scheduler: {name: warmup_stable_decay, t_warmup: 4ba, t_decay: 0.4dur, "
+                       "alpha_f: 0.1}\n"
+                       "tokenizer: {train: {vocab_size: 300}}\n"
+                       "samples: {prompts: [\"the model\"], max_new_tokens: 12}\n"
+                       "data:\n"
+                       "  build_folder: " +
+                       (shared_->path() / "data").string() +
+                       "\n"
+                       "  validation_fraction: 0.1\n"
+                       "  sources: {made: {path: " +
+                       (shared_->path() / "corpus").string() + ", license: CC0-1.0}}\n");
   }
   static void TearDownTestSuite() {
     delete shared_;
@@ -147,6 +152,9 @@ TEST_F(TrainTest, WritesSummaryMetricsReportAndLearns) {
     EXPECT_GT(summary[key].get<double>(), 0) << key;
   }
   EXPECT_TRUE(summary["gzip_bits_per_byte"].is_null()) << "not asked for";
+  ASSERT_EQ(summary["samples"].size(), 1u);
+  EXPECT_EQ(summary["samples"][0]["prompt"], "the model");
+  EXPECT_NE(summary["samples"][0]["text"], "");
   const std::vector<Json> metrics = Metrics(folder);
   std::vector<int64_t> steps, evaluated;
   double first = 0, last = 0;
@@ -205,9 +213,9 @@ TEST_F(TrainTest, KilledAtRandomPointsResumesBitExact) {
 TEST_F(TrainTest, TermSavesAndTellsHowToGoOn) {
   const fs::path folder = shared_->path() / "term";
   {
-    Program program(shared_->path(), Arguments(folder, {"max_duration=100000ba",
-                                                        "save_interval=100000ba",
-                                                        "eval_interval=100000ba"}));
+    Program program(shared_->path(),
+                    Arguments(folder, {"max_duration=100000ba", "save_interval=100000ba",
+                                       "eval_interval=100000ba"}));
     ASSERT_TRUE(program.WaitUntil([&] {
       return ReadText(folder / "metrics.jsonl").find("\"step\":5,") != std::string::npos;
     })) << program.err();
@@ -229,9 +237,9 @@ TEST_F(TrainTest, InterruptEndsWith130) {
   const fs::path folder = shared_->path() / "interrupt";
   Program program(shared_->path(),
                   Arguments(folder, {"max_duration=100000ba", "save_interval=100000ba"}));
-  ASSERT_TRUE(program.WaitUntil([&] { return fs::exists(folder / "metrics.jsonl") &&
-                                             fs::file_size(folder / "metrics.jsonl") > 0; }))
-      << program.err();
+  ASSERT_TRUE(program.WaitUntil([&] {
+    return fs::exists(folder / "metrics.jsonl") && fs::file_size(folder / "metrics.jsonl") > 0;
+  })) << program.err();
   program.Signal(SIGINT);
   EXPECT_EQ(program.Wait(), 130) << program.err();
   EXPECT_TRUE(fs::exists(folder / "latest"));
@@ -281,14 +289,15 @@ TEST_F(TrainTest, OtherArchitectureIsRefused) {
   Train(folder, {"max_duration=3ba"});
   const std::string text = Train(folder, {"autoresume=true", "model.d_model=64"}, 2);
   EXPECT_NE(text.find("d_model is 32 in the checkpoint, 64 in the run"), std::string::npos) << text;
-  const std::string loaded = Train(shared_->path() / "loaded",
-                                   {"load_path=" + folder.string(), "model.n_layers=3"}, 2);
+  const std::string loaded =
+      Train(shared_->path() / "loaded", {"load_path=" + folder.string(), "model.n_layers=3"}, 2);
   EXPECT_NE(loaded.find("n_layers is 2 in the checkpoint"), std::string::npos) << loaded;
 }
 
 TEST_F(TrainTest, WeightsAloneStartAnotherRun) {
   const fs::path folder = shared_->path() / "finetune";
-  Train(folder, {"load_path=" + Reference().string(), "load_weights_only=true", "max_duration=2ba"});
+  Train(folder,
+        {"load_path=" + Reference().string(), "load_weights_only=true", "max_duration=2ba"});
   const std::vector<Json> metrics = Metrics(folder);
   const double begin = metrics.at(0)["loss"];
   const double fresh = Metrics(Reference()).at(0)["loss"];
@@ -328,8 +337,9 @@ TEST_F(TrainTest, BadInputIsNamed) {
   const std::string huge = Train(folder, {"memory_limit=1MiB"}, 5);
   EXPECT_NE(huge.find("plan needs"), std::string::npos) << huge;
   const std::string vocabulary =
-      Train(folder, {"tokenizer.train.vocab_size=90000", "data.build_folder=" +
-                                                             (shared_->path() / "bad-data").string()},
+      Train(folder,
+            {"tokenizer.train.vocab_size=90000",
+             "data.build_folder=" + (shared_->path() / "bad-data").string()},
             2);
   EXPECT_NE(vocabulary.find("vocab"), std::string::npos) << vocabulary;
   fs::create_directories(shared_->path() / "empty");
@@ -353,8 +363,8 @@ TEST_F(TrainTest, DryRunWritesNothing) {
 
 TEST_F(TrainTest, JsonPrintsTheSummary) {
   const fs::path folder = shared_->path() / "json";
-  Program program(shared_->path(), Arguments(folder, {"max_duration=2ba", "--json",
-                                                      "compare_compressors=true"}));
+  Program program(shared_->path(),
+                  Arguments(folder, {"max_duration=2ba", "--json", "compare_compressors=true"}));
   ASSERT_EQ(program.Wait(), 0) << program.err();
   const Json printed = Json::parse(program.out());
   EXPECT_EQ(printed, ReadJson(folder / "summary.json"));
@@ -386,7 +396,8 @@ TEST_F(TrainTest, NonFiniteStepsAreSkippedThenStopTheRun) {
   std::vector<std::vector<float>> values;
   for (const SafetensorsEntry& entry : weights->header().entries) {
     values.emplace_back(static_cast<size_t>(entry.bytes) / 4);
-    std::memcpy(values.back().data(), weights->data(entry).data(), static_cast<size_t>(entry.bytes));
+    std::memcpy(values.back().data(), weights->data(entry).data(),
+                static_cast<size_t>(entry.bytes));
     if (values.size() == 1) values.back()[0] = std::numeric_limits<float>::quiet_NaN();
     poisoned.tensors.push_back({entry.name, entry.dtype, entry.shape, values.back().data()});
   }
@@ -395,10 +406,10 @@ TEST_F(TrainTest, NonFiniteStepsAreSkippedThenStopTheRun) {
   Result<CheckpointStore> store = CheckpointStore::Open(shared_->path() / "poisoned");
   ASSERT_TRUE(store.ok() && store->Save(contents).ok());
 
-  const std::string text =
-      Train(folder, {"load_path=" + (shared_->path() / "poisoned").string(),
-                     "load_weights_only=true", "max_nonfinite_steps=3"},
-            2);
+  const std::string text = Train(folder,
+                                 {"load_path=" + (shared_->path() / "poisoned").string(),
+                                  "load_weights_only=true", "max_nonfinite_steps=3"},
+                                 2);
   EXPECT_NE(text.find("3 steps in a row"), std::string::npos) << text;
   EXPECT_NE(text.find("gradient norm"), std::string::npos) << text;
   int64_t skipped = 0;
