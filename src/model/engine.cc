@@ -101,7 +101,8 @@ Status Engine::Impl::AllocateAll() {
   };
   const int64_t flat = layout.value_elements * 4;
   TESSERA_TRY(allocate(&values, flat, "weights"));
-  TESSERA_TRY(allocate(&grads, flat * layout.gradient_copies, "gradients"));
+  TESSERA_TRY(allocate(&grads, flat * layout.gradient_copies + layout.lookup_elements * 4,
+                       "gradients"));
   TESSERA_TRY(allocate(&state0, layout.state0_elements * 4, "optimizer moments"));
   TESSERA_TRY(allocate(&state1, layout.state1_elements * 4, "optimizer second moments"));
   if (plan.options.weight_average) TESSERA_TRY(allocate(&average, flat, "averaged weights"));
@@ -135,6 +136,9 @@ void Engine::Impl::BuildTables() {
   }
   memory.values = values.as<float>();
   memory.grads = grads.as<float>();
+  if (layout.lookup_elements > 0) {
+    memory.lookup_grads = memory.grads + layout.value_elements * layout.gradient_copies;
+  }
   memory.working = working.as<bf16>();
   memory.arena = arena.data();
   memory.workspace = workspace.data();
@@ -292,6 +296,7 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
     kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
+    kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
     for (int64_t i = 0; i < per_rank; i += options.microbatch) {
       context.first_sequence = rank * per_rank + i;
       s.CopyMicrobatch(batch, context.first_sequence, options.microbatch);
@@ -302,6 +307,8 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
         nll_sum += static_cast<double>(s.memory.nll[row]);
       }
     }
+    // The embedding is the first parameter, so its gradient is the front of the flat array.
+    kernels::AddScaled(1.0f, s.memory.lookup_grads, s.memory.grads, s.layout.lookup_elements, s.pool);
     s.MergeVirtualRank(rank);
   }
   const double count = static_cast<double>(std::max<int64_t>(result.targets, 1));

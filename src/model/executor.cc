@@ -137,7 +137,8 @@ Executor::Call Executor::Bind(const Op& op) const {
       args.tokens = op.second ? memory_.bigrams : memory_.tokens;
       args.dy = At(op.dy);
       args.dtype = dtype_;
-      args.dtable = Grad(op.weight);
+      args.dtable = memory_.lookup_grads != nullptr && !op.second ? memory_.lookup_grads
+                                                                  : Grad(op.weight);
       args.dpositions = Grad(op.bias);
       return args;
     }

@@ -24,6 +24,7 @@ namespace tessera {
 struct Memory {
   float* values = nullptr;
   float* grads = nullptr;  // null in a forward-only plan
+  float* lookup_grads = nullptr;  // of the tied table's lookup (Layout::lookup_elements), or null
   bf16* working = nullptr;
   std::byte* arena = nullptr;
   std::byte* workspace = nullptr;

@@ -82,6 +82,9 @@ Layout ComputeLayout(const ModelConfig& config, const PlanOptions& options,
     }
   }
   layout.gradient_copies = options.training ? 1 + TreeLevels(options.virtual_ranks) : 0;
+  if (options.training && config.tie_embeddings) {
+    layout.lookup_elements = RoundUp(config.vocab_size * config.d_model, 16);
+  }
   if (!options.training) layout.state0_elements = layout.state1_elements = 0;
 
   const int threads = options.num_threads;

@@ -25,6 +25,10 @@ struct Layout {
   std::vector<int64_t> working;  // -1 where no bf16 copy is kept
   int64_t value_elements = 0, state0_elements = 0, state1_elements = 0, working_elements = 0;
   int64_t gradient_copies = 0;   // 1, plus the partial sums of the tree over virtual ranks
+  // With tied embeddings the table's gradient has two sources, head and lookup. Each has its own
+  // chain over the tokens of a virtual rank, added at its end: in one chain their order would
+  // depend on the micro-batch. Elements of the lookup's part, or 0.
+  int64_t lookup_elements = 0;
 
   // Muon's blocks ordered by shape, so that equal shapes are one batch.
   std::vector<MuonBlock> muon_blocks;

@@ -100,7 +100,8 @@ Result<Plan> BuildPlan(const ModelConfig& config, const PlanOptions& options) {
   const Layout layout = ComputeLayout(config, options, *program);
   plan.memory.weights = layout.value_elements * 4;
   plan.memory.working = layout.working_elements * 2;
-  plan.memory.gradients = layout.value_elements * 4 * layout.gradient_copies;
+  plan.memory.gradients =
+      (layout.value_elements * layout.gradient_copies + layout.lookup_elements) * 4;
   plan.memory.moments = (layout.state0_elements + layout.state1_elements) * 4;
   plan.memory.average = options.weight_average ? layout.value_elements * 4 : 0;
   plan.memory.activations = std::max(program->arena_bytes, eval.arena_bytes);
