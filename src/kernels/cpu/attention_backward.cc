@@ -14,7 +14,6 @@ namespace {
 
 // Keys whose packed forms and gradients (5 panels of fp32) stay in a 1 MiB L2 beside a row tile.
 int64_t PanelKeys(int64_t padded) { return padded <= 128 ? 256 : 128; }
-inline constexpr int64_t kMaxPanelTiles = 4;
 inline constexpr int64_t kMaxChunks = 8;
 
 struct Plan {
