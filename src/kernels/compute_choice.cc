@@ -1,11 +1,11 @@
 // Measures which multiplier this processor runs faster.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdlib>
 #include <string_view>
-
-#include <fmt/format.h>
 
 #include "base/error.h"
 #include "kernels/cpu/table.h"

@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,8 +9,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "base/rng.h"
 #include "kernels/cpu/table.h"
@@ -168,9 +167,9 @@ void Check(const Case& test) {
   args.compute = test.compute;
   args.exact_chain = test.exact_chain;
   const reference::GemmResult expected = reference::Gemm(args);
-  const bool pairs_possible = test.compute == Compute::kBf16 && test.a == DType::kBf16 &&
-                              (test.packing == Packing::kNone ? test.b == DType::kBf16
-                                                              : test.packing == Packing::kBf16);
+  const bool pairs_possible =
+      test.compute == Compute::kBf16 && test.a == DType::kBf16 &&
+      (test.packing == Packing::kNone ? test.b == DType::kBf16 : test.packing == Packing::kBf16);
   const bool chained = test.exact_chain || test.m > 4 || test.packing != Packing::kNone;
   const std::vector<float> chain = reference::GemmChain(args, false);
   const std::vector<float> pair_chain =
@@ -182,8 +181,7 @@ void Check(const Case& test) {
     AlignedBytes packed(64);
     if (test.packing != Packing::kNone) {
       const DType storage = test.packing == Packing::kBf16 ? DType::kBf16 : DType::kF32;
-      const int64_t bytes =
-          variant.table.packed_b_bytes(test.k, test.n, storage, test.compute);
+      const int64_t bytes = variant.table.packed_b_bytes(test.k, test.n, storage, test.compute);
       std::free(packed.data);
       packed.data = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
       variant.table.pack_b(args.b, test.k, test.n, storage, test.compute, packed.data, Pool(2));

@@ -6,10 +6,10 @@
 // matrix of s x w (s <= w) five steps cost 8.5 s^3 + 1.5 s^2 w multiply-adds with the symmetric
 // products halved, where the plain form costs 10 s^3 + 10 s^2 w.
 //
-// Rounding: A carries an error of about 2^-24 in each eigenvalue; a step multiplies small eigenvalues,
-// and so that error, by a^2, hence the relative error of a direction that began near zero is below
-// 2^-24 a^(2 (steps - 1)) |b| / a, 1.6e-3 after five steps. Longer runs start again from X every
-// five. With Compute::kBf16 the plain form is used, as bf16 would not carry that.
+// Rounding: A carries an error of about 2^-24 in each eigenvalue; a step multiplies small
+// eigenvalues, and so that error, by a^2, hence the relative error of a direction that began near
+// zero is below 2^-24 a^(2 (steps - 1)) |b| / a, 1.6e-3 after five steps. Longer runs start again
+// from X every five. With Compute::kBf16 the plain form is used, as bf16 would not carry that.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -34,9 +34,9 @@ constexpr int64_t RoundUp(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Matrices in work at a time share these buffers, one slot each.
 struct Slot {
-  float* u = nullptr;       // [rows, cols]: the momentum's direction, later X
-  float* v = nullptr;       // [rows, cols]
-  float* square[4] = {};    // [side, side] each
+  float* u = nullptr;     // [rows, cols]: the momentum's direction, later X
+  float* v = nullptr;     // [rows, cols]
+  float* square[4] = {};  // [side, side] each
   double* partials = nullptr;
   float inverse_norm = 1;
 };
@@ -46,10 +46,14 @@ struct Layout {
   int64_t matrix_bytes, square_bytes, partial_bytes, slot_bytes, gemm_bytes;
 
   Layout(int64_t num_rows, int64_t num_cols, int64_t num_matrices, int threads)
-      : rows(num_rows), cols(num_cols), side(std::min(num_rows, num_cols)), count(num_matrices),
+      : rows(num_rows),
+        cols(num_cols),
+        side(std::min(num_rows, num_cols)),
+        count(num_matrices),
         slots(std::max<int64_t>(1, std::min<int64_t>(num_matrices, threads))),
         blocks((num_rows * num_cols + kBlock - 1) / kBlock),
-        matrix_bytes(RoundUp(num_rows * num_cols * 4)), square_bytes(RoundUp(side * side * 4)),
+        matrix_bytes(RoundUp(num_rows * num_cols * 4)),
+        square_bytes(RoundUp(side * side * 4)),
         partial_bytes(RoundUp(blocks * 8)),
         slot_bytes(RoundUp(static_cast<int64_t>(sizeof(Slot) + sizeof(GemmArgs))) +
                    2 * matrix_bytes + 4 * square_bytes + partial_bytes),
@@ -76,7 +80,10 @@ class MuonRun {
  public:
   MuonRun(const MuonArgs* matrices, const MuonOptions& options, const Layout& layout,
           void* workspace, ThreadPool& pool)
-      : matrices_(matrices), options_(options), layout_(layout), pool_(pool),
+      : matrices_(matrices),
+        options_(options),
+        layout_(layout),
+        pool_(pool),
         gemm_workspace_(workspace) {
     std::byte* next = static_cast<std::byte*>(workspace) + layout.gemm_bytes;
     const auto take = [&next](int64_t bytes) {

@@ -1,3 +1,5 @@
+#include "kernels/reference/muon.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,7 +9,6 @@
 
 #include "kernels/isa.h"
 #include "kernels/optimizer.h"
-#include "kernels/reference/muon.h"
 
 namespace tessera::kernels {
 namespace {
@@ -79,8 +80,8 @@ void ComparesWithReference(int64_t rows, int64_t cols, int64_t count, const Muon
     const Problem before = problem;
     RunMuon(problem, options, 2);
     for (size_t i = 0; i < problem.p.size(); ++i) {
-      const reference::MuonResult expected = reference::Muon(
-          before.p[i], before.g[i], before.momentum[i], rows, cols, options);
+      const reference::MuonResult expected =
+          reference::Muon(before.p[i], before.g[i], before.momentum[i], rows, cols, options);
       EXPECT_LT(UpdateError(problem.p[i], expected.p, before.p[i], 1 - options.decay), tolerance)
           << IsaName(isa) << " " << rows << "x" << cols;
       for (size_t x = 0; x < problem.momentum[i].size(); ++x) {

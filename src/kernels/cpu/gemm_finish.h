@@ -66,8 +66,8 @@ void FinishTileTo(const GemmArgs& args, const float* tile, int64_t ld, int64_t r
 }
 
 // Writes C from a tile of finished sums (its rows hold whole vectors).
-inline void FinishTile(const GemmArgs& args, const float* tile, int64_t ld, int64_t row, int64_t rows,
-                int64_t col, int64_t cols) {
+inline void FinishTile(const GemmArgs& args, const float* tile, int64_t ld, int64_t row,
+                       int64_t rows, int64_t col, int64_t cols) {
   if (args.c_dtype == DType::kBf16) {
     FinishTileTo<bf16>(args, tile, ld, row, rows, col, cols);
   } else {

@@ -4,8 +4,8 @@
 // of A and B that it needs: no barrier inside a call, and no element's chain of additions depends
 // on the cut. Inside a rectangle (Goto and van de Geijn's blocking):
 //   rows in blocks of A (last-level cache) -> columns -> k in blocks of kBlockK -> columns in
-//   blocks of kBlockN (kBlockK x kBlockN of B stays in L2) -> slivers of kMR rows -> slivers of
-//   kNR columns -> registers.
+//   blocks of which B's part stays in L2 -> slivers of kMR rows -> slivers of kNR columns ->
+//   registers.
 // Between blocks of k the partial chain rests in C itself, or in an fp32 buffer where C is bf16.
 #include "kernels/cpu/gemm_finish.h"
 #include "kernels/cpu/gemm_micro.h"
@@ -19,15 +19,15 @@ namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
 constexpr int64_t kBlockK = 384;  // Even: blocks of k cut between pairs.
-constexpr int64_t kBlockN = 256;
 // Words of packed A, and of the buffer of partial sums, a thread.
 constexpr int64_t kWordsA = int64_t{1} << 20;
-constexpr int64_t kWordsB = kBlockK * kBlockN;
-constexpr int64_t kWordsPartial = int64_t{1} << 19;
+constexpr int64_t kWordsB = kBlockK * 256;
+constexpr int64_t kWordsPartial = int64_t{1} << 20;
+// Rows packed at a time where A is packed next to its use: they stay in L2 beside the block of B.
+constexpr int64_t kGroupRows = 4 * kMR;
 constexpr int64_t kSlack = 64;  // Whole vectors are stored past the last sliver.
 constexpr int64_t kThreadWords = kWordsA + kWordsB + kWordsPartial + 3 * kSlack;
 static_assert(kSmallWords <= kThreadWords);
-static_assert(kBlockN % kNR == 0);
 
 // Below this many multiply-adds a thread the start of a parallel region costs more than it brings.
 constexpr double kMinWorkPerThread = 65536;
@@ -95,7 +95,7 @@ Method ChooseMethod(const GemmArgs& args, int64_t rows_per_thread) {
   return method;
 }
 
-// One block of k for rows [row, row + rows) and columns [col, col + cols) of C, cols <= kBlockN.
+// One block of k for rows [row, row + rows) and columns [col, col + cols) of C.
 struct BlockArgs {
   const GemmArgs* gemm = nullptr;
   const Method* method = nullptr;
@@ -119,9 +119,19 @@ void RunBlock(const BlockArgs& block) {
   float* const c = c_is_float ? static_cast<float*>(args.c) : nullptr;
   alignas(64) float tile[kMR * kNR];
 
+  // Which rows of memory the next tile loads or stores.
+  const bool touches_c = in_c || block.last;
+  const int64_t c_bytes = touches_c ? DTypeBytes(args.c_dtype) : 4;
+  const char* const c_start =
+      touches_c ? static_cast<const char*>(args.c) + (block.row * args.ldc + block.col) * c_bytes
+                : reinterpret_cast<const char*>(block.partial);
+  const int64_t c_stride = (touches_c ? args.ldc : block.partial_ld) * c_bytes;
+
   for (int64_t i = 0; i < block.rows; i += kMR) {
     const int64_t rows = Smaller(kMR, block.rows - i);
     const uint32_t* a = block.a + i * a_steps;
+    const char* const next_a = reinterpret_cast<const char*>(a + rows * a_steps);
+    const int64_t a_bytes = rows * a_steps * 4;
     const int64_t row = block.row + i;
     // Of a symmetric C the tiles left of the diagonal are mirrored later.
     const int64_t start =
@@ -131,26 +141,35 @@ void RunBlock(const BlockArgs& block) {
       const int64_t col = block.col + j;
       const uint32_t* b = block.b + j / kNR * block.b_sliver_words;
       const TileFunction run = tiles.tiles[rows][cols > kLanes ? 2 : 1];
+      Ahead ahead;
+      const bool last_col = j + kNR >= block.cols;
+      ahead.c = c_start + (last_col ? i + kMR : i) * c_stride + (last_col ? 0 : j + kNR) * c_bytes;
+      ahead.c_stride = c_stride;
+      // Half a sliver of A a tile: two lines asked for in each chunk of steps.
+      const int64_t a_offset = (j - start) / kNR * (a_steps / kRequestSteps) * 64;
+      if (a_offset < a_bytes) {
+        ahead.a = next_a + a_offset;
+        ahead.a_stride = 64;
+      } else {
+        ahead.a = reinterpret_cast<const char*>(a);
+      }
       // The chain continues from C (in `accumulate`, or where it rests there) or from `partial`.
       float* rest = in_c ? (c == nullptr ? nullptr : c + row * args.ldc + col)
                          : block.partial + i * block.partial_ld + j;
       const int64_t rest_ld = in_c ? args.ldc : block.partial_ld;
-      const bool load_c = block.first && args.accumulate;
-      const bool load = load_c || !block.first;
+      const bool load = !block.first || args.accumulate;
       const bool whole = cols == kNR || cols == kLanes;
       if (!finish && (whole || !in_c)) {
-        run(block.k, a, b, rest, rest_ld, load);
+        run(block.k, a, b, rest, rest_ld, load, ahead);
         continue;
       }
       if (load) {
-        const float* from = load_c ? c + row * args.ldc + col : rest;
-        const int64_t from_ld = load_c ? args.ldc : rest_ld;
         for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t x = 0; x < cols; ++x) tile[r * kNR + x] = from[r * from_ld + x];
+          for (int64_t x = 0; x < cols; ++x) tile[r * kNR + x] = rest[r * rest_ld + x];
           for (int64_t x = cols; x < kNR; ++x) tile[r * kNR + x] = 0;
         }
       }
-      run(block.k, a, b, tile, kNR, load);
+      run(block.k, a, b, tile, kNR, load, ahead);
       if (finish) {
         FinishTile(args, tile, kNR, row, rows, col, cols);
       } else {
@@ -174,8 +193,8 @@ const uint32_t* PrepareB(const GemmArgs& args, const Method& method, int64_t col
   const PackedHeader* header = static_cast<const PackedHeader*>(args.packed_b);
   const Word stored = static_cast<Word>(header->word);
   const int64_t stored_words = WordSteps(stored, args.k) * kNR;
-  const uint32_t* slivers = method.packed + col / kNR * stored_words +
-                            WordSteps(stored, k_begin) * kNR;
+  const uint32_t* slivers =
+      method.packed + col / kNR * stored_words + WordSteps(stored, k_begin) * kNR;
   if (!method.widen_packed) {
     *sliver_words = stored_words;
     return slivers;
@@ -187,70 +206,96 @@ const uint32_t* PrepareB(const GemmArgs& args, const Method& method, int64_t col
   return buffer;
 }
 
+// How a rectangle is walked.
+struct Blocking {
+  int64_t blocks_k = 1, block_k = 2;
+  int64_t block_m = 0;  // rows for which B is packed once
+  int64_t block_n = 0;  // columns between two packings of A
+  int64_t cache_n = 0;  // columns of B in L2
+  // A is packed for all k of block_m rows, or for one block of k, or in groups of rows next to
+  // their use (again for each block of columns, so only where there are few).
+  enum { kAllK, kOneK, kGroups } packing = kAllK;
+};
+
+Blocking ChooseBlocking(const GemmArgs& args, const Rectangle& part) {
+  Blocking blocking;
+  blocking.blocks_k = Larger(1, CeilDiv(args.k, kBlockK));
+  blocking.block_k = Larger(2, RoundUp(CeilDiv(args.k, blocking.blocks_k), 2));
+  blocking.cache_n = Smaller(kWordsB / blocking.block_k / kNR * kNR, RoundUp(part.cols, kNR));
+  const bool partial = args.c_dtype != DType::kF32 && blocking.blocks_k > 1;
+  const int64_t rows_all_k =
+      kWordsA / (blocking.block_k * blocking.blocks_k) / kMR * kMR;  // that fit the buffer
+  const int64_t cache_blocks = CeilDiv(part.cols, blocking.cache_n);
+  if (cache_blocks <= (args.a.transposed ? 1 : 2)) {
+    blocking.packing = Blocking::kGroups;
+    blocking.block_m = part.rows;
+    blocking.block_n = part.cols;
+  } else if (rows_all_k >= Smaller(part.rows, 1024)) {
+    blocking.packing = Blocking::kAllK;
+    blocking.block_m = Smaller(part.rows, rows_all_k);
+    blocking.block_n = blocking.cache_n;
+  } else {
+    blocking.packing = Blocking::kOneK;
+    blocking.block_m = Smaller(part.rows, kWordsA / blocking.block_k / kMR * kMR);
+    blocking.block_n = part.cols;
+    if (partial) blocking.block_n = Smaller(blocking.block_n, 1024);
+  }
+  if (partial) {
+    const int64_t fit = kWordsPartial / RoundUp(blocking.block_n, kNR) / kMR * kMR;
+    blocking.block_m = Smaller(blocking.block_m, fit);
+  }
+  if (blocking.block_m < part.rows) {  // even blocks
+    const int64_t blocks = CeilDiv(part.rows, blocking.block_m);
+    blocking.block_m = RoundUp(CeilDiv(part.rows, blocks), kMR);
+  }
+  return blocking;
+}
+
 void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& part,
                   void* workspace) {
   uint32_t* const buffer_a = static_cast<uint32_t*>(workspace);
   uint32_t* const buffer_b = buffer_a + kWordsA + kSlack;
   float* const partial = reinterpret_cast<float*>(buffer_b + kWordsB + kSlack);
+  const Blocking blocking = ChooseBlocking(args, part);
+  const bool use_partial = args.c_dtype != DType::kF32 && blocking.blocks_k > 1;
 
-  const int64_t blocks_k = Larger(1, CeilDiv(args.k, kBlockK));
-  const int64_t block_k = Larger(2, RoundUp(CeilDiv(args.k, blocks_k), 2));
-  const bool rest_in_c = args.c_dtype == DType::kF32;
-
-  // Rows of A packed at a time, over all of k where that leaves enough of them for B's packing to
-  // pay; else A is packed block of k by block of k, for all columns before the next.
-  int64_t block_m = Smaller(part.rows, kWordsA / block_k / kMR * kMR);
-  bool all_k = blocks_k == 1;
-  if (!all_k) {
-    const int64_t rows = kWordsA / (block_k * blocks_k) / kMR * kMR;
-    if (rows >= Smaller(part.rows, 256)) {
-      all_k = true;
-      block_m = Smaller(part.rows, rows);
-    }
-  }
-  int64_t block_n = part.cols;
-  if (all_k) {
-    block_n = kBlockN;
-    if (!rest_in_c && blocks_k > 1) block_m = Smaller(block_m, kWordsPartial / kBlockN / kMR * kMR);
-  } else if (!rest_in_c) {
-    block_m = Smaller(block_m, 512 / kMR * kMR);
-    block_n = Larger(kNR, kWordsPartial / RoundUp(block_m, kMR) / kNR * kNR);
-  }
-  if (block_m < part.rows) {  // even blocks
-    block_m = RoundUp(CeilDiv(part.rows, CeilDiv(part.rows, block_m)), kMR);
-  }
-
-  for (int64_t i = 0; i < part.rows; i += block_m) {
-    BlockArgs block;
-    block.gemm = &args;
-    block.method = &method;
-    block.row = part.row + i;
-    block.rows = Smaller(block_m, part.rows - i);
-    for (int64_t j = 0; j < part.cols; j += block_n) {
-      const int64_t cols = Smaller(block_n, part.cols - j);
+  for (int64_t i = 0; i < part.rows; i += blocking.block_m) {
+    const int64_t rows = Smaller(blocking.block_m, part.rows - i);
+    for (int64_t j = 0; j < part.cols; j += blocking.block_n) {
+      const int64_t cols = Smaller(blocking.block_n, part.cols - j);
       const int64_t partial_ld = RoundUp(cols, kNR);
-      for (int64_t b = 0; b < blocks_k; ++b) {
-        const int64_t k_begin = Smaller(args.k, b * block_k);
-        block.k = Smaller(block_k, args.k - k_begin);
+      for (int64_t b = 0; b < blocking.blocks_k; ++b) {
+        const int64_t k_begin = Smaller(args.k, b * blocking.block_k);
+        BlockArgs block;
+        block.gemm = &args;
+        block.method = &method;
+        block.k = Smaller(blocking.block_k, args.k - k_begin);
         block.first = b == 0;
-        block.last = b == blocks_k - 1;
+        block.last = b == blocking.blocks_k - 1;
         uint32_t* a = buffer_a;
-        if (all_k) a += block.rows * WordSteps(method.word_a, k_begin);
-        if (!all_k || j == 0) {
-          PackA(args.a, args.m, block.row, block.rows, k_begin, block.k, method.word_a, a);
+        if (blocking.packing == Blocking::kAllK) a += rows * WordSteps(method.word_a, k_begin);
+        if (blocking.packing == Blocking::kOneK ||
+            (blocking.packing == Blocking::kAllK && j == 0)) {
+          PackA(args.a, args.m, part.row + i, rows, k_begin, block.k, method.word_a, a);
         }
-        block.a = a;
-        for (int64_t jj = 0; jj < cols; jj += kBlockN) {
+        for (int64_t jj = 0; jj < cols; jj += blocking.cache_n) {
           block.col = part.col + j + jj;
-          block.cols = Smaller(kBlockN, cols - jj);
-          if (args.symmetric && block.col + block.cols <= block.row) continue;
+          block.cols = Smaller(blocking.cache_n, cols - jj);
+          if (args.symmetric && block.col + block.cols <= part.row + i) continue;
           block.b = PrepareB(args, method, block.col, block.cols, k_begin, block.k, buffer_b,
                              &block.b_sliver_words);
-          if (!rest_in_c && blocks_k > 1) {
-            block.partial = partial + jj;
-            block.partial_ld = partial_ld;
+          block.partial_ld = partial_ld;
+          const int64_t group = blocking.packing == Blocking::kGroups ? kGroupRows : rows;
+          for (int64_t g = 0; g < rows; g += group) {
+            block.row = part.row + i + g;
+            block.rows = Smaller(group, rows - g);
+            if (blocking.packing == Blocking::kGroups) {
+              PackA(args.a, args.m, block.row, block.rows, k_begin, block.k, method.word_a, a);
+            }
+            block.a = a;
+            if (use_partial) block.partial = partial + g * partial_ld + jj;
+            RunBlock(block);
           }
-          RunBlock(block);
         }
       }
     }
@@ -312,8 +357,7 @@ Cut ChooseCut(const GemmArgs& args, int threads) {
     const int64_t col_parts = Smaller(limit / row_parts, col_slivers);
     const double rows = static_cast<double>(CeilDiv(row_slivers, row_parts) * kMR);
     const double cols = static_cast<double>(CeilDiv(col_slivers, col_parts) * kNR);
-    const double cost =
-        rows * cols + kPackCost * (rows + (args.packed_b == nullptr ? cols : 0.0));
+    const double cost = rows * cols + kPackCost * (rows + (args.packed_b == nullptr ? cols : 0.0));
     if (best_cost < 0 || cost < best_cost) {
       best_cost = cost;
       best = Cut{row_parts, col_parts};
@@ -332,7 +376,8 @@ Rectangle PartOf(const GemmArgs& args, const Cut& cut, int64_t index) {
   return Rectangle{row, row_end - row, col, col_end - col};
 }
 
-// The row at which part `index` of `parts` begins when a triangle of n rows is cut into equal areas.
+// The row at which part `index` of `parts` begins when a triangle of n rows is cut into equal
+// areas.
 int64_t TriangleRow(int64_t n, int64_t index, int64_t parts) {
   if (index >= parts) return n;
   const double rest = 1.0 - static_cast<double>(index) / static_cast<double>(parts);
@@ -357,8 +402,8 @@ int64_t WorkspaceBytes(int num_threads) { return num_threads * kThreadWords * 4;
 void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   if (TakesSmallPath(args)) {
     const int64_t grain = SmallGrain(args);
-    const double work = static_cast<double>(args.m) * static_cast<double>(args.n) *
-                        static_cast<double>(args.k);
+    const double work =
+        static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
     if (work < 2 * kMinWorkPerThread) {
       RunSmall(args, 0, args.n, static_cast<float*>(workspace));
       return;
@@ -428,7 +473,7 @@ int64_t PackedBytes(int64_t k, int64_t n, DType storage, Compute /*compute*/) {
 }
 
 void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute /*compute*/,
-           void* packed, ThreadPool& pool) {
+               void* packed, ThreadPool& pool) {
   const Word word = StorageWord(storage);
   PackedHeader* header = static_cast<PackedHeader*>(packed);
   *header = PackedHeader{kPackedMagic, k, n, kNR, static_cast<int64_t>(word), {}};

@@ -77,19 +77,43 @@ enum class Multiplier {
   kDot,    // both in pairs, VDPBF16PS
 };
 
-// Distance in steps of k at which the sliver of B is asked for: it lies in L2, 14 cycles a step.
-inline constexpr int kPrefetchSteps = 12;
+// Rows whose word of A is broadcast into a register for all vectors; the others read it from memory
+// inside each multiply-add (AVX-512 can). The first costs an instruction a row, the second a load a
+// vector. Measured on a core whose other hardware thread is busy, where a step has half of the
+// instructions and half of the loads: 11 of 14 is best there (0.70 of peak, 0.62 with all 14) and
+// makes no difference on a core of its own (0.92).
+#if defined(__AVX512F__)
+inline constexpr int kRegisterRows = 11;
+#else
+inline constexpr int kRegisterRows = kMR;
+#endif
 
-template <int kRows, int kVectors, Multiplier kMul>
+template <int kRows, int kVectors>
 struct Tile {
   F32 acc[kRows][kVectors];
 
-  TESSERA_INLINE void Multiply(const float* a, const F32 (&b)[kVectors]) {
+  // `again` equals a, unknown to the compiler, which else would load a word once for both vectors.
+  TESSERA_INLINE void Multiply(const float* a, const float* again, const F32 (&b)[kVectors]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
+      if (kVectors == 2 && i >= kRegisterRows) {
+        acc[i][0] = Fma(BroadcastFloat(a + i), b[0], acc[i][0]);
+        acc[i][kVectors - 1] =
+            Fma(BroadcastFloat(again + i), b[kVectors - 1], acc[i][kVectors - 1]);
+        continue;
+      }
       const F32 word = BroadcastFloat(a + i);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(word, b[v], acc[i][v]);
+    }
+  }
+
+  TESSERA_INLINE void Multiply(const uint32_t* a, const U32 (&b)[kVectors]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const U32 word = BroadcastWord(a + i);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = DotPairs(acc[i][v], word, b[v]);
     }
   }
 
@@ -118,90 +142,111 @@ struct Tile {
   }
 };
 
+// What a tile asks the caches for while it multiplies: the lines of the next tile of C first, then
+// lines of the next sliver of A. Both would else be waited for when the next tile starts.
+struct Ahead {
+  const char* c = nullptr;
+  int64_t c_stride = 0;  // bytes from row to row
+  const char* a = nullptr;
+  int64_t a_stride = 0;  // bytes from one line to the next; 0 asks for nothing new
+};
+
+inline constexpr int kRequestSteps = 4;  // steps between two requests
+
+// Calls step() `steps` times, with the requests of `ahead` between.
+template <int kRows, class Step>
+TESSERA_INLINE void RunSteps(int64_t steps, const Ahead& ahead, Step&& step) {
+  int64_t chunks = steps / kRequestSteps;
+  int64_t until = chunks < kRows ? chunks : kRows;
+  const char* line = ahead.c;
+  int64_t stride = ahead.c_stride;
+  while (true) {
+    for (int64_t i = 0; i < until; ++i) {
+      __builtin_prefetch(line);
+      __builtin_prefetch(line + 64);
+      line += stride;
+#pragma GCC unroll 4
+      for (int s = 0; s < kRequestSteps; ++s) step();
+    }
+    chunks -= until;
+    if (chunks == 0) break;
+    until = chunks;
+    line = ahead.a;
+    stride = ahead.a_stride;
+  }
+  for (int64_t i = 0; i < steps % kRequestSteps; ++i) step();
+}
+
 // c[kRows][kVectors * kLanes] = (load ? c : 0) + A B over k steps.
 template <int kRows, int kVectors, Multiplier kMul>
 void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, int64_t ldc,
-             bool load) {
-  Tile<kRows, kVectors, kMul> tile;
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + i * ldc + v * kLanes, 1);
-  }
+             bool load, const Ahead& ahead) {
+  Tile<kRows, kVectors> tile;
   if (load) {
     tile.Load(c, ldc);
   } else {
     tile.Clear();
   }
-  if constexpr (kMul == Multiplier::kFloat) {
-    const float* a = static_cast<const float*>(a_sliver);
-    const float* b = static_cast<const float*>(b_sliver);
-    for (int64_t step = 0; step < k; ++step) {
-      F32 vectors[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        vectors[v] = Load(b + v * kLanes);
-        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
-      }
-      tile.Multiply(a, vectors);
-      a += kRows;
-      b += kNR;
-    }
-  } else if constexpr (kMul == Multiplier::kWiden) {
-    const float* a = static_cast<const float*>(a_sliver);
-    const uint32_t* b = static_cast<const uint32_t*>(b_sliver);
-    int64_t step = 0;
-    for (; step + 2 <= k; step += 2) {
-      F32 vectors[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
-        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
-      }
-      tile.Multiply(a, vectors);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        vectors[v] = FromBits(LoadWords(b + v * kLanes) & 0xffff0000u);
-      }
-      tile.Multiply(a + kRows, vectors);
-      a += 2 * kRows;
-      b += kNR;
-    }
-    if (step < k) {
-      F32 vectors[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
-      }
-      tile.Multiply(a, vectors);
-    }
-  } else {
+  if constexpr (kMul == Multiplier::kDot) {
     const uint32_t* a = static_cast<const uint32_t*>(a_sliver);
     const uint32_t* b = static_cast<const uint32_t*>(b_sliver);
-    for (int64_t step = 0; step < k; step += 2) {
+    RunSteps<kRows>((k + 1) / 2, ahead, [&]() __attribute__((always_inline)) {
       U32 vectors[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        vectors[v] = LoadWords(b + v * kLanes);
-        __builtin_prefetch(b + kPrefetchSteps * kNR + v * kLanes);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const U32 word = BroadcastWord(a + i);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          tile.acc[i][v] = DotPairs(tile.acc[i][v], word, vectors[v]);
-        }
-      }
+      for (int v = 0; v < kVectors; ++v) vectors[v] = LoadWords(b + v * kLanes);
+      tile.Multiply(a, vectors);
       a += kRows;
       b += kNR;
+    });
+  } else {
+    const float* a = static_cast<const float*>(a_sliver);
+    const float* again = a;
+    asm("" : "+r"(again));
+    if constexpr (kMul == Multiplier::kFloat) {
+      const float* b = static_cast<const float*>(b_sliver);
+      RunSteps<kRows>(
+          k, ahead, [&]() __attribute__((always_inline)) {
+            F32 vectors[kVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) vectors[v] = Load(b + v * kLanes);
+            tile.Multiply(a, again, vectors);
+            a += kRows;
+            again += kRows;
+            b += kNR;
+          });
+    } else {
+      const uint32_t* b = static_cast<const uint32_t*>(b_sliver);
+      F32 vectors[kVectors];
+      RunSteps<kRows>(
+          k / 2, ahead, [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+              vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
+            }
+            tile.Multiply(a, again, vectors);
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+              vectors[v] = FromBits(LoadWords(b + v * kLanes) & 0xffff0000u);
+            }
+            tile.Multiply(a + kRows, again + kRows, vectors);
+            a += 2 * kRows;
+            again += 2 * kRows;
+            b += kNR;
+          });
+      if (k % 2 != 0) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
+        }
+        tile.Multiply(a, again, vectors);
+      }
     }
   }
   tile.Store(c, ldc);
 }
 
 using TileFunction = void (*)(int64_t k, const void* a_sliver, const void* b_sliver, float* c,
-                              int64_t ldc, bool load);
+                              int64_t ldc, bool load, const Ahead& ahead);
 
 // The kernels of one multiplier for 1..kMR rows and 1..kNV vectors.
 struct TileTable {

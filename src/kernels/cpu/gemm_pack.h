@@ -19,8 +19,8 @@ constexpr int64_t WordSteps(Word word, int64_t k) { return word == Word::kPair ?
 template <int kBit, int... kLane>
 TESSERA_INLINE void ExchangeBlocks(U32& a, U32& b, std::integer_sequence<int, kLane...>) {
   constexpr int kCount = static_cast<int>(kLanes);
-  const U32 low = __builtin_shufflevector(
-      a, b, ((kLane & kBit) != 0 ? kCount + kLane - kBit : kLane)...);
+  const U32 low =
+      __builtin_shufflevector(a, b, ((kLane & kBit) != 0 ? kCount + kLane - kBit : kLane)...);
   b = __builtin_shufflevector(a, b, ((kLane & kBit) != 0 ? kCount + kLane : kLane + kBit)...);
   a = low;
 }
@@ -105,8 +105,7 @@ void PackAlongK(const Source* p, int64_t ld, int64_t width, int64_t k, int64_t s
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           // Rows that do not exist repeat the last one: no branch, and never out of bounds.
-          const U32 words =
-              LoadAlongK<kWord>(source + (i < rows ? i : rows - 1) * ld + step);
+          const U32 words = LoadAlongK<kWord>(source + (i < rows ? i : rows - 1) * ld + step);
           block[i] = i < rows ? words : U32{};
         }
       } else {
@@ -154,6 +153,57 @@ void PackAcross(const Source* p, int64_t ld, int64_t width, int64_t readable, in
   }
 }
 
+// `slivers` whole slivers of kWidth words a step from a source that is contiguous in the width:
+// step by step over all of them, so that each line and page of the source is visited once. Of A up
+// to kLanes elements from the start of the last sliver must be readable.
+template <Word kWord, int kWidth, class Source>
+void PackAcrossSlivers(const Source* p, int64_t ld, int64_t slivers, int64_t k,
+                       int64_t sliver_words, uint32_t* out) {
+  constexpr int64_t kSteps = kStepsPerWord<kWord>;
+  const Source zeros[kLanes] = {};
+  for (int64_t step = 0; step < k; step += kSteps) {
+    const bool has_next = kWord == Word::kPair && step + 1 < k;
+    const bool last = step + kSteps >= k;
+    const Source* source = p + step * ld;
+    uint32_t* target = out + step / kSteps * kWidth;
+    for (int64_t s = 0; s < slivers; ++s) {
+      for (int64_t first = 0; first < kWidth; first += kLanes) {
+        const U32 words = LoadAcross<kWord>(source + first, has_next ? source + ld + first : zeros);
+        if (kWidth % kLanes == 0 || !last) {
+          StoreWords(target + first, words);
+        } else {
+          std::memcpy(target, &words, kWidth * 4);  // The next words are those of another sliver.
+        }
+      }
+      source += kWidth;
+      target += sliver_words;
+    }
+  }
+}
+
+template <int kWidth>
+void PackAcrossSlivers(const MatrixRef& x, int64_t first, int64_t slivers, int64_t k_begin,
+                       int64_t k, Word word, int64_t sliver_words, uint32_t* out) {
+  const int64_t offset = k_begin * x.ld + first;
+  if (x.dtype == DType::kBf16) {
+    const bf16* p = static_cast<const bf16*>(x.data) + offset;
+    if (word == Word::kFloat) {
+      PackAcrossSlivers<Word::kFloat, kWidth>(p, x.ld, slivers, k, sliver_words, out);
+    } else {
+      PackAcrossSlivers<Word::kPair, kWidth>(p, x.ld, slivers, k, sliver_words, out);
+    }
+  } else {
+    const float* p = static_cast<const float*>(x.data) + offset;
+    if (word == Word::kFloat) {
+      PackAcrossSlivers<Word::kFloat, kWidth>(p, x.ld, slivers, k, sliver_words, out);
+    } else {
+      PackAcrossSlivers<Word::kPair, kWidth>(p, x.ld, slivers, k, sliver_words, out);
+    }
+  }
+}
+
+inline constexpr int64_t kSliversTogether = 8;  // streams of stores that the processor keeps apart
+
 template <class Source>
 TESSERA_INLINE void PackSliverFrom(const Source* data, int64_t ld, bool along_k, int64_t first,
                                    int64_t width, int64_t limit, int64_t k_begin, int64_t k,
@@ -181,8 +231,8 @@ inline void PackSliver(const MatrixRef& x, bool along_k, int64_t first, int64_t 
                        int64_t limit, int64_t k_begin, int64_t k, int64_t stride, Word word,
                        uint32_t* out) {
   if (x.dtype == DType::kBf16) {
-    PackSliverFrom(static_cast<const bf16*>(x.data), x.ld, along_k, first, width, limit, k_begin,
-                   k, stride, word, out);
+    PackSliverFrom(static_cast<const bf16*>(x.data), x.ld, along_k, first, width, limit, k_begin, k,
+                   stride, word, out);
   } else {
     PackSliverFrom(static_cast<const float*>(x.data), x.ld, along_k, first, width, limit, k_begin,
                    k, stride, word, out);
@@ -193,17 +243,36 @@ inline void PackSliver(const MatrixRef& x, bool along_k, int64_t first, int64_t 
 inline void PackA(const MatrixRef& a, int64_t m, int64_t first, int64_t rows, int64_t k_begin,
                   int64_t k, Word word, uint32_t* out) {
   const int64_t steps = WordSteps(word, k);
-  for (int64_t row = 0; row < rows; row += kMR) {
+  int64_t row = 0;
+  while (a.transposed) {
+    // Whole vectors are read: the last sliver must not reach past the matrix.
+    const int64_t readable = m - first - row < kLanes ? 0 : (m - first - row - kLanes) / kMR + 1;
+    const int64_t whole = (rows - row) / kMR;
+    int64_t slivers = whole < readable ? whole : readable;
+    if (slivers > kSliversTogether) slivers = kSliversTogether;
+    if (slivers == 0) break;
+    PackAcrossSlivers<kMR>(a, first + row, slivers, k_begin, k, word, kMR * steps,
+                           out + row * steps);
+    row += slivers * kMR;
+  }
+  for (; row < rows; row += kMR) {
     const int64_t count = rows - row < kMR ? rows - row : kMR;
-    PackSliver(a, !a.transposed, first + row, count, m, k_begin, k, count, word,
-               out + row * steps);
+    PackSliver(a, !a.transposed, first + row, count, m, k_begin, k, count, word, out + row * steps);
   }
 }
 
 // Columns [first, first + cols) of op(B) as slivers of kNR columns; missing columns are zero.
 inline void PackBBlock(const MatrixRef& b, int64_t n, int64_t first, int64_t cols, int64_t k_begin,
                        int64_t k, Word word, int64_t sliver_words, uint32_t* out) {
-  for (int64_t col = 0; col < cols; col += kNR) {
+  int64_t col = 0;
+  while (!b.transposed && cols - col >= kNR) {
+    int64_t slivers = (cols - col) / kNR;
+    if (slivers > kSliversTogether) slivers = kSliversTogether;
+    PackAcrossSlivers<kNR>(b, first + col, slivers, k_begin, k, word, sliver_words,
+                           out + col / kNR * sliver_words);
+    col += slivers * kNR;
+  }
+  for (; col < cols; col += kNR) {
     const int64_t count = cols - col < kNR ? cols - col : kNR;
     uint32_t* sliver = out + col / kNR * sliver_words;
     if (count <= kNR - kLanes) {

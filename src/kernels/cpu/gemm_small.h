@@ -157,10 +157,14 @@ void RunSmallRows(const GemmArgs& args, int64_t begin, int64_t end, float* works
 template <class In>
 void RunSmallFrom(const GemmArgs& args, int64_t begin, int64_t end, float* workspace) {
   switch (args.m) {
-    case 1: return RunSmallRows<1, In>(args, begin, end, workspace);
-    case 2: return RunSmallRows<2, In>(args, begin, end, workspace);
-    case 3: return RunSmallRows<3, In>(args, begin, end, workspace);
-    default: return RunSmallRows<4, In>(args, begin, end, workspace);
+    case 1:
+      return RunSmallRows<1, In>(args, begin, end, workspace);
+    case 2:
+      return RunSmallRows<2, In>(args, begin, end, workspace);
+    case 3:
+      return RunSmallRows<3, In>(args, begin, end, workspace);
+    default:
+      return RunSmallRows<4, In>(args, begin, end, workspace);
   }
 }
 

@@ -12,11 +12,14 @@ double Element(const MatrixRef& x, int64_t row, int64_t col) {
 
 double ApplyEpilogue(GemmEpilogue epilogue, double x) {
   switch (epilogue) {
-    case GemmEpilogue::kNone: return x;
+    case GemmEpilogue::kNone:
+      return x;
     case GemmEpilogue::kGeluTanh:
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case GemmEpilogue::kGeluErf: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
-    case GemmEpilogue::kReluSquared: return x > 0 ? x * x : 0;
+    case GemmEpilogue::kGeluErf:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case GemmEpilogue::kReluSquared:
+      return x > 0 ? x * x : 0;
   }
   return x;
 }
