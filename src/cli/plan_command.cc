@@ -38,8 +38,9 @@ Status RunPlanCommand(const PlanFlags& flags) {
   ThreadPool pool(config.threads);
   TESSERA_ASSIGN(const RunPlan plan, PlanRun(config, pool));
   fmt::print("{}", flags.json ? RunPlanToJson(plan).dump(2) + "\n" : FormatRunPlan(plan));
-  // The exit code tells a script that the run would be refused.
-  return plan.fits;
+  // The exit code tells a script that the run would be refused; the plan has told a person why.
+  if (!plan.fits.ok()) return OutOfMemory("the run does not fit into memory");
+  return {};
 }
 
 }  // namespace

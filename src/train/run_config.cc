@@ -60,7 +60,7 @@ std::string UnknownKeyProblem(const std::string& section, const std::string& key
   if (const auto hint = HintForForeignKey(path)) return "unknown key; " + *hint;
   const auto siblings = Paths().children.find(section);
   if (siblings != Paths().children.end()) {
-    if (const auto nearest = NearestKey(key, siblings->second)) {
+    if (const auto nearest = SuggestKey(key, siblings->second)) {
       return fmt::format("unknown key (did you mean '{}'?)", JoinPath(section, *nearest));
     }
   }
@@ -69,7 +69,7 @@ std::string UnknownKeyProblem(const std::string& section, const std::string& key
   }
   std::vector<std::string> all;
   for (const auto& [known, unused] : Paths().keys) all.push_back(known);
-  if (const auto nearest = NearestKey(path, all)) {
+  if (const auto nearest = SuggestKey(path, all)) {
     return fmt::format("unknown key (did you mean '{}'?)", *nearest);
   }
   if (siblings == Paths().children.end() || section.empty()) {
@@ -141,7 +141,9 @@ class RunFileReader {
               Expected(member.value, "a section with " + Join(Paths().children.at(path), ", ")));
         }
       } else {
-        reading_.Fail(member.value, path.substr(0, 200), UnknownKeyProblem(section, member.key));
+        const bool shown = reading_.problems.size() < kMostShownProblems;
+        reading_.Fail(member.value, path.substr(0, 200),
+                      shown ? UnknownKeyProblem(section, member.key) : "unknown key");
       }
     }
   }

@@ -342,6 +342,18 @@ TEST(RunConfig, PlanOptionsFollowTheFile) {
   EXPECT_EQ(options.num_threads, 3);
 }
 
+// Each of these once took seconds or gave a message as large as the file.
+TEST(RunConfig, HostileTextGivesAShortMessage) {
+  const std::string large(500000, 'x');
+  std::string many;
+  for (int i = 0; i < 5000; ++i) many += fmt::format("max_seq_lem{}: {}\n", i, i);
+  for (const std::string& text :
+       {large + ": 1\n", "max_duration: " + large + "\n", "precision: " + large + "\n",
+        "data: {sources: {a: {? " + large + " : 1}}}\n", many}) {
+    EXPECT_LT(Problem(text).size(), 20000u) << text.substr(0, 40);
+  }
+}
+
 // Every cut and many changed bytes of a full file: an error or a run, never a crash.
 TEST(RunConfig, SurvivesDamage) {
   const std::string good =

@@ -158,7 +158,7 @@ class TreeBuilder : public YAML::EventHandler {
       problems_->push_back({frame.key_line, "",
                             fmt::format("the key '{}' stands here a second time; it was set in "
                                         "line {}: remove one of them",
-                                        frame.key, first->line)});
+                                        frame.key.substr(0, kShownBytes), first->line)});
       return;
     }
     frame.value.members.push_back({std::move(frame.key), std::move(value)});

@@ -66,6 +66,12 @@ std::string_view ComputeName(kernels::Compute compute) {
   return compute == kernels::Compute::kBf16 ? "bf16" : "fp32";
 }
 
+// The message without the memory table that follows it: the plan shows that one anyway.
+std::string FitAdvice(const RunPlan& plan) {
+  const std::string& message = plan.fits.error().message;
+  return message.substr(0, message.find('\n'));
+}
+
 }  // namespace
 
 Result<int64_t> VocabularyOf(const RunConfig& config) {
@@ -169,7 +175,7 @@ std::string FormatRunPlan(const RunPlan& p) {
                          FormatDuration(*p.seconds));
     }
   }
-  if (!p.fits.ok()) out += "\nDoes not fit: " + p.fits.error().message + "\n";
+  if (!p.fits.ok()) out += "\nDoes not fit: " + FitAdvice(p) + "\n";
   return out;
 }
 
@@ -206,7 +212,7 @@ Json RunPlanToJson(const RunPlan& p) {
                {"tokens", p.tokens.has_value() ? Json(*p.tokens) : Json()},
                {"seconds", p.seconds.has_value() ? Json(*p.seconds) : Json()},
                {"config", RunConfigToJson(p.config)}};
-  if (!p.fits.ok()) json["advice"] = p.fits.error().message;
+  if (!p.fits.ok()) json["advice"] = FitAdvice(p);
   if (p.rates.has_value()) {
     json["rates"] = {{"gemm_gflops", p.rates->gemm_gflops},
                      {"attention_gflops", p.rates->attention_gflops},

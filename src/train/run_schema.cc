@@ -93,6 +93,7 @@ std::optional<std::string> ReadDuration(const YamlValue& value, DurationRange ra
     *out = Duration{};
     return std::nullopt;
   }
+  if (value.text.size() > 60) return Expected(value, "a length such as 100ba");
   const Result<Duration> duration = ParseDuration(value.text);
   if (!duration.ok()) return duration.error().message;
   if (duration->is_zero() && !range.zero_allowed) {
@@ -135,10 +136,17 @@ std::optional<int64_t> ParseBytes(std::string_view text) {
   return static_cast<int64_t>(*value * factor);
 }
 
+std::optional<std::string> SuggestKey(std::string_view text,
+                                      const std::vector<std::string>& names) {
+  constexpr size_t kLongestKey = 64;
+  if (text.size() > kLongestKey) return std::nullopt;
+  return NearestKey(text, names);
+}
+
 std::string ChoiceProblem(const YamlValue& value, const std::vector<std::string>& names) {
   std::string message = Expected(value, "one of " + Join(names, ", "));
   if (value.kind == YamlValue::Kind::kScalar) {
-    std::optional<std::string> nearest = NearestKey(value.text, names);
+    std::optional<std::string> nearest = SuggestKey(value.text, names);
     for (const std::string& name : names) {
       // "bf16" is far from "amp_bf16" by letters, yet plain what is meant.
       if (!nearest.has_value() && value.text.size() > 2 &&

@@ -70,6 +70,8 @@ std::optional<double> YamlNumber(const YamlValue& value);
 std::optional<std::string> YamlText(const YamlValue& value);  // any scalar
 // "found 'x'; allowed is y"
 std::string Expected(const YamlValue& value, std::string_view what);
+// NearestKey for texts short enough to be a key: the search costs their length times all names.
+std::optional<std::string> SuggestKey(std::string_view text, const std::vector<std::string>& names);
 // A list of texts, or an error text.
 std::optional<std::string> ReadTexts(const YamlValue& value, std::vector<std::string>* out);
 

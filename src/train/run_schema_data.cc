@@ -89,11 +89,11 @@ class SourceReader {
       return;
     }
     std::string message = fmt::format("unknown key; a source has {}", kSourceKeys);
-    if (const auto nearest = NearestKey(member.key, {"path", "paths", "format", "text_field",
+    if (const auto nearest = SuggestKey(member.key, {"path", "paths", "format", "text_field",
                                                      "id_field", "license", "weight"})) {
       message += fmt::format(" (did you mean '{}'?)", *nearest);
     }
-    Fail(value, member.key, message);
+    Fail(value, member.key.substr(0, 60), message);
   }
 
   RunFileReading& reading_;
