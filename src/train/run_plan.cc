@@ -123,7 +123,8 @@ Result<RunPlan> PlanRun(const RunConfig& config, ThreadPool& pool, const RunPlan
   result.tokens_per_step = config.global_train_batch_size * config.max_seq_len;
   result.parameters = CountParameters(model);
   result.flops_per_token = TrainFlopsPerToken(model, config.max_seq_len);
-  if (options.measure_rates) {
+  // A run that would be refused needs no estimate; at such sizes measuring alone can take minutes.
+  if (options.measure_rates && result.fits.ok()) {
     result.rates = MeasureRates(result.plan, pool);
     result.step = EstimateStep(result.plan, *result.rates);
   }

@@ -22,7 +22,7 @@ struct RunPlan {
   int64_t available_bytes = 0;     // memory_limit, or what the machine has free
   Status fits;
   kernels::ComputeChoice compute;  // measured; plan.options.compute is what the run uses
-  // Absent where the rates were not measured.
+  // Absent where the rates were not measured, as for a run that does not fit.
   std::optional<MachineRates> rates;
   std::optional<StepEstimate> step;
 
