@@ -1,0 +1,93 @@
+#include "store/object_store.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "store/file_store.h"
+
+namespace tessera {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::string_view kKnownSchemes =
+    "a path, file:///path, s3://bucket/prefix, http://host/path or https://host/path";
+
+// "s3" of "s3://...", empty for a path.
+std::string_view SchemeOf(std::string_view url) {
+  const size_t end = url.find("://");
+  return end == std::string_view::npos ? std::string_view{} : url.substr(0, end);
+}
+
+Error UnknownScheme(std::string_view scheme) {
+  if (scheme == "gs") {
+    return Unsupported(
+        "gs:// is not read directly: use s3://BUCKET with AWS_ENDPOINT_URL="
+        "https://storage.googleapis.com and an HMAC key of Google Cloud Storage");
+  }
+  return Unsupported(
+      fmt::format("no object store for '{}://'; what can be opened: {}", scheme, kKnownSchemes));
+}
+
+Result<std::string> FilePathOf(std::string_view url) {
+  std::string_view path = url;
+  if (SchemeOf(url) == "file") {
+    path.remove_prefix(std::string_view("file://").size());
+    if (path.starts_with("localhost/")) path.remove_prefix(std::string_view("localhost").size());
+    if (!path.starts_with('/')) {
+      return InvalidArgument(fmt::format("'{}': a file URL has three slashes, file:///path", url));
+    }
+  }
+  if (path.empty()) return InvalidArgument(fmt::format("an empty URL; expected {}", kKnownSchemes));
+  return std::string(path);
+}
+
+}  // namespace
+
+bool IsRemoteUrl(std::string_view url) {
+  const std::string_view scheme = SchemeOf(url);
+  return !scheme.empty() && scheme != "file";
+}
+
+Result<std::unique_ptr<ObjectStore>> OpenObjectStore(std::string_view url,
+                                                     const StoreOptions& options) {
+  const std::string_view scheme = SchemeOf(url);
+  if (scheme.empty() || scheme == "file") {
+    TESSERA_ASSIGN(std::string path, FilePathOf(url));
+    while (path.size() > 1 && path.back() == '/') path.pop_back();
+    return OpenFileStore(std::move(path), options);
+  }
+  return UnknownScheme(scheme);
+}
+
+Result<ObjectLocation> OpenObjectLocation(std::string_view url, const StoreOptions& options) {
+  const std::string_view scheme = SchemeOf(url);
+  ObjectLocation location;
+  if (scheme.empty() || scheme == "file") {
+    TESSERA_ASSIGN(const std::string path, FilePathOf(url));
+    const size_t slash = path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "."
+                               : slash == 0               ? "/"
+                                                          : path.substr(0, slash);
+    location.key = slash == std::string::npos ? path : path.substr(slash + 1);
+    TESSERA_ASSIGN(location.store, OpenObjectStore(folder, options));
+    return location;
+  }
+  return UnknownScheme(scheme);
+}
+
+Status ForEachObject(ObjectStore& store, std::string_view prefix,
+                     const std::function<Status(const ObjectInfo&)>& visit) {
+  ListOptions options;
+  options.prefix = prefix;
+  do {
+    TESSERA_ASSIGN(ListPage page, store.List(options));
+    for (const ObjectInfo& object : page.objects) TESSERA_TRY(visit(object));
+    options.page = std::move(page.next_page);
+  } while (!options.page.empty());
+  return {};
+}
+
+}  // namespace tessera
