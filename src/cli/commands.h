@@ -20,6 +20,9 @@ void RegisterTrain(CLI::App& app, Outcome& outcome);
 void RegisterEval(CLI::App& app, Outcome& outcome);
 void RegisterGenerate(CLI::App& app, Outcome& outcome);
 
+// A subcommand of `data`.
+void RegisterDataOrder(CLI::App& data, Outcome& outcome);
+
 // Subcommands of `bench`.
 void RegisterBench(CLI::App& app, Outcome& outcome);
 void RegisterBenchGemm(CLI::App& bench, Outcome& outcome);

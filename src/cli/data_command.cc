@@ -374,6 +374,7 @@ void RegisterData(CLI::App& app, Outcome& outcome) {
   verify->add_flag("--json", verify_flags->json, "Report as JSON");
   verify->footer("Example:\n  tessera data verify data/docs");
   verify->callback([verify_flags, &outcome] { outcome.status = RunVerify(*verify_flags); });
+  RegisterDataOrder(*data, outcome);
 }
 
 }  // namespace tessera::cli
