@@ -19,6 +19,7 @@ void RegisterPlan(CLI::App& app, Outcome& outcome);
 void RegisterTrain(CLI::App& app, Outcome& outcome);
 void RegisterEval(CLI::App& app, Outcome& outcome);
 void RegisterGenerate(CLI::App& app, Outcome& outcome);
+void RegisterStore(CLI::App& app, Outcome& outcome);
 
 // A subcommand of `data`.
 void RegisterDataOrder(CLI::App& data, Outcome& outcome);

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   cli::RegisterTrain(app, outcome);
   cli::RegisterEval(app, outcome);
   cli::RegisterGenerate(app, outcome);
+  cli::RegisterStore(app, outcome);
   cli::RegisterBench(app, outcome);
   try {
     app.parse(argc, argv);

@@ -253,6 +253,33 @@ class FileStore : public ObjectStore {
         new FileWriterObject(*this, std::string(key), options, std::move(file)));
   }
 
+  Result<std::vector<PendingWrite>> PendingWrites() override {
+    std::vector<PendingWrite> writes;
+    std::error_code code;
+    const fs::path root(root_);
+    for (fs::recursive_directory_iterator it(root, code), end; !code && it != end; it.increment(code)) {
+      const std::string name = it->path().filename().string();
+      struct stat info = {};
+      if (!name.starts_with(kTemporaryPrefix) || ::stat(it->path().c_str(), &info) != 0) continue;
+      writes.push_back({.key = it->path().lexically_relative(root).string(),
+                        .id = name,
+                        .started_unix_s = info.st_mtim.tv_sec});
+    }
+    if (code) return ErrnoError("cannot list", root_, code.value());
+    return writes;
+  }
+
+  Status AbandonWrite(const PendingWrite& write) override {
+    const fs::path path = fs::path(root_) / write.key;
+    if (!path.filename().string().starts_with(kTemporaryPrefix)) {
+      return InvalidArgument(fmt::format("'{}' is not a pending write", write.key));
+    }
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) {
+      return ErrnoError("cannot remove", path.string(), errno);
+    }
+    return {};
+  }
+
   StoreCounters counters() const override { return counters_.Read(); }
 
   // Gives the finished file its name, under the options' condition.

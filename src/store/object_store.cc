@@ -4,7 +4,10 @@
 
 #include <filesystem>
 
+#include "store/aws_config.h"
 #include "store/file_store.h"
+#include "store/http_store.h"
+#include "store/s3_store.h"
 
 namespace tessera {
 
@@ -59,6 +62,14 @@ Result<std::unique_ptr<ObjectStore>> OpenObjectStore(std::string_view url,
     while (path.size() > 1 && path.back() == '/') path.pop_back();
     return OpenFileStore(std::move(path), options);
   }
+  if (scheme == "s3") {
+    TESSERA_ASSIGN(S3Url parts, ParseS3Url(url));
+    while (parts.key.ends_with('/')) parts.key.pop_back();
+    TESSERA_ASSIGN(std::unique_ptr<ObjectStore> store,
+                   S3Store::Open(parts.bucket, parts.key, options, ProcessEnvironment()));
+    return store;
+  }
+  if (scheme == "http" || scheme == "https") return OpenHttpStore(std::string(url), options);
   return UnknownScheme(scheme);
 }
 
@@ -72,6 +83,24 @@ Result<ObjectLocation> OpenObjectLocation(std::string_view url, const StoreOptio
                                : slash == 0               ? "/"
                                                           : path.substr(0, slash);
     location.key = slash == std::string::npos ? path : path.substr(slash + 1);
+    TESSERA_ASSIGN(location.store, OpenObjectStore(folder, options));
+    return location;
+  }
+  if (scheme == "s3") {
+    TESSERA_ASSIGN(const S3Url parts, ParseS3Url(url));
+    location.key = parts.key;
+    TESSERA_ASSIGN(location.store, OpenObjectStore("s3://" + parts.bucket, options));
+    return location;
+  }
+  if (scheme == "http" || scheme == "https") {
+    // The query stays with the store: it may be a signature.
+    const size_t path_end = std::min(url.find_first_of("?#"), url.size());
+    const size_t slash = url.substr(0, path_end).rfind('/');
+    if (slash < scheme.size() + 3 || slash + 1 == path_end) {
+      return InvalidArgument("the URL of one object on a web server is http(s)://host/path/name");
+    }
+    location.key = UriDecode(url.substr(slash + 1, path_end - slash - 1));
+    const std::string folder = std::string(url.substr(0, slash + 1)) + std::string(url.substr(path_end));
     TESSERA_ASSIGN(location.store, OpenObjectStore(folder, options));
     return location;
   }

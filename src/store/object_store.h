@@ -49,6 +49,14 @@ struct ListPage {
   std::string next_page;             // Empty at the end.
 };
 
+// A write that was started and neither finished nor abandoned: that of another process, or of one
+// that was killed.
+struct PendingWrite {
+  std::string key;  // Of a folder: the name of the temporary file.
+  std::string id;
+  int64_t started_unix_s = -1;
+};
+
 struct RetryOptions {
   int max_attempts = 10;
   // Full jitter: the pause before attempt n+1 is uniform in [0, min(cap, base * 2^n)].
@@ -154,6 +162,10 @@ class ObjectStore {
   // ObjectWriter::Finish.
   virtual Result<std::unique_ptr<ObjectWriter>> StartWrite(std::string_view key,
                                                            const PutOptions& options) = 0;
+
+  // What killed writers left. Nothing but age tells them from writers at work.
+  virtual Result<std::vector<PendingWrite>> PendingWrites() = 0;
+  virtual Status AbandonWrite(const PendingWrite& write) = 0;
 
   virtual StoreCounters counters() const = 0;
 
