@@ -150,45 +150,75 @@ bool HasWildcard(std::string_view text) {
   return text.find_first_of("*?[") != std::string_view::npos;
 }
 
-void AddFilesBelow(const fs::path& folder, std::vector<std::string>* out) {
+// The entries of a folder. One that can't be read is an error: what it holds would be left out of a
+// corpus without a word.
+Result<std::vector<fs::directory_entry>> ListFolder(const fs::path& folder) {
+  std::vector<fs::directory_entry> entries;
+  // The folder that each ext file system keeps for repairs, readable for root alone.
+  if (folder.filename() == "lost+found") return entries;
   std::error_code code;
-  for (fs::recursive_directory_iterator it(folder, code), end; it != end; it.increment(code)) {
-    if (it->is_regular_file(code)) out->push_back(it->path().string());
+  fs::directory_iterator it(folder, code);
+  for (const fs::directory_iterator end; !code && it != end; it.increment(code)) {
+    entries.push_back(*it);
   }
+  if (code) {
+    Error error = ErrnoError("cannot list the folder", folder.string(), code.value());
+    error.message += "; make it readable, or name only folders that are";
+    return error;
+  }
+  return entries;
+}
+
+Status AddFilesBelow(const fs::path& folder, std::vector<std::string>* out) {
+  TESSERA_ASSIGN(const std::vector<fs::directory_entry> entries, ListFolder(folder));
+  std::error_code code;
+  for (const fs::directory_entry& entry : entries) {
+    if (entry.is_directory(code) && !entry.is_symlink(code)) {
+      TESSERA_TRY(AddFilesBelow(entry.path(), out));
+    } else if (entry.is_regular_file(code)) {
+      out->push_back(entry.path().string());
+    }
+  }
+  return {};
 }
 
 // Matches the remaining components of a pattern below `folder`.
-void Match(const fs::path& folder, const std::vector<std::string>& components, size_t index,
-           std::vector<std::string>* out) {
+Status Match(const fs::path& folder, const std::vector<std::string>& components, size_t index,
+             std::vector<std::string>* out) {
   std::error_code code;
-  if (index == components.size()) return;
+  if (index == components.size()) return {};
   const std::string& component = components[index];
   const bool last = index + 1 == components.size();
   if (component == "**") {
-    if (last) {
-      AddFilesBelow(folder, out);
-      return;
-    }
-    Match(folder, components, index + 1, out);
-    for (fs::directory_iterator it(folder, code), end; it != end; it.increment(code)) {
-      if (it->is_directory(code) && !it->is_symlink(code)) {
-        Match(it->path(), components, index, out);
+    if (last) return AddFilesBelow(folder, out);
+    TESSERA_TRY(Match(folder, components, index + 1, out));
+    TESSERA_ASSIGN(const std::vector<fs::directory_entry> entries, ListFolder(folder));
+    for (const fs::directory_entry& entry : entries) {
+      if (entry.is_directory(code) && !entry.is_symlink(code)) {
+        TESSERA_TRY(Match(entry.path(), components, index, out));
       }
     }
-    return;
+    return {};
   }
   if (!HasWildcard(component)) {
     const fs::path next = folder / component;
     if (last && fs::is_regular_file(next, code)) out->push_back(next.string());
-    if (!last && fs::is_directory(next, code)) Match(next, components, index + 1, out);
-    return;
+    if (!last && fs::is_directory(next, code)) TESSERA_TRY(Match(next, components, index + 1, out));
+    if (code == std::errc::permission_denied) {
+      return ErrnoError("cannot look up", next.string(), code.value());
+    }
+    return {};
   }
-  for (fs::directory_iterator it(folder, code), end; it != end; it.increment(code)) {
-    const std::string name = it->path().filename().string();
+  TESSERA_ASSIGN(const std::vector<fs::directory_entry> entries, ListFolder(folder));
+  for (const fs::directory_entry& entry : entries) {
+    const std::string name = entry.path().filename().string();
     if (::fnmatch(component.c_str(), name.c_str(), FNM_PERIOD) != 0) continue;
-    if (last && it->is_regular_file(code)) out->push_back(it->path().string());
-    if (!last && it->is_directory(code)) Match(it->path(), components, index + 1, out);
+    if (last && entry.is_regular_file(code)) out->push_back(entry.path().string());
+    if (!last && entry.is_directory(code)) {
+      TESSERA_TRY(Match(entry.path(), components, index + 1, out));
+    }
   }
+  return {};
 }
 
 }  // namespace
@@ -197,14 +227,18 @@ Result<std::vector<std::string>> ExpandFiles(std::string_view pattern) {
   const fs::path path(pattern);
   std::error_code code;
   std::vector<std::string> files;
-  if (fs::is_regular_file(path, code)) {
+  const fs::file_status status = fs::status(path, code);
+  if (code == std::errc::permission_denied) {
+    return ErrnoError("cannot look up", path.string(), code.value());
+  }
+  if (fs::is_regular_file(status)) {
     files.push_back(path.string());
-  } else if (fs::is_directory(path, code)) {
-    AddFilesBelow(path, &files);
+  } else if (fs::is_directory(status)) {
+    TESSERA_TRY(AddFilesBelow(path, &files));
   } else if (HasWildcard(pattern)) {
     std::vector<std::string> components;
     for (const fs::path& part : path.relative_path()) components.push_back(part.string());
-    Match(path.is_absolute() ? path.root_path() : fs::path("."), components, 0, &files);
+    TESSERA_TRY(Match(path.is_absolute() ? path.root_path() : fs::path("."), components, 0, &files));
     if (!path.is_absolute()) {
       for (std::string& file : files) {
         if (file.rfind("./", 0) == 0) file.erase(0, 2);
@@ -212,9 +246,18 @@ Result<std::vector<std::string>> ExpandFiles(std::string_view pattern) {
     }
   }
   if (files.empty()) {
-    return NotFound(fmt::format("no file matches '{}'; give a file, a folder or a pattern such as "
-                                "'docs/**/*.txt'",
-                                pattern));
+    constexpr std::string_view kAllowed =
+        "give a file, a folder or a pattern such as 'docs/**/*.txt'";
+    if (fs::is_directory(status)) {
+      return NotFound(fmt::format("the folder '{}' is empty: no file lies in or below it", pattern));
+    }
+    if (HasWildcard(pattern)) {
+      return NotFound(fmt::format("no file matches '{}'; {}", pattern, kAllowed));
+    }
+    return NotFound(fmt::format("'{}' {}; {}", pattern,
+                                fs::exists(status) ? "is neither a file nor a folder"
+                                                   : "does not exist",
+                                kAllowed));
   }
   std::sort(files.begin(), files.end());
   files.erase(std::unique(files.begin(), files.end()), files.end());

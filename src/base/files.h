@@ -33,7 +33,7 @@ Result<int64_t> FreeDiskBytes(const std::filesystem::path& path);
 
 // Files that a pattern names, sorted bytewise: a file is itself, a folder is every file below it,
 // otherwise *, ?, [..] match within a path component and ** matches any number of folders.
-// Not found when nothing matches.
+// Not found when nothing matches; a folder on the way that can't be read is an error.
 Result<std::vector<std::string>> ExpandFiles(std::string_view pattern);
 
 // A file opened for appending writes, with explicit sync. Closes (without sync) when destroyed.

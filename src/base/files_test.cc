@@ -146,6 +146,57 @@ TEST(ExpandFilesTest, PatternsMatchByComponentAndAcrossFolders) {
   EXPECT_EQ(Expand(folder, "none"), Names{"error: not_found"});
 }
 
+// Runs `test` in a child that has no more rights than a stranger; its result is the child's exit code.
+template <class Test>
+int WithoutRights(Test test) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    constexpr uid_t kNobody = 65534;
+    if (::geteuid() == 0 && (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0)) ::_exit(99);
+    ::_exit(test());
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 98;
+}
+
+TEST(ExpandFilesTest, UnreadableFolderIsNamedAndNotLeftOut) {
+  const TestFolder folder;
+  folder.Write("open/a.txt", "x");
+  folder.Write("open/locked/b.txt", "x");
+  folder.Write("open/lost+found/c.txt", "x");
+  fs::permissions(folder / "open/lost+found", fs::perms::none);
+  const auto expand = [&](const std::string& pattern, const std::string& named) {
+    const auto files = ExpandFiles((folder / pattern).string());
+    if (files.ok()) return 1;
+    if (files.error().code != ErrorCode::kIo) return 2;
+    const std::string& message = files.error().message;
+    if (message.find((folder / named).string()) == std::string::npos) return 3;
+    return message.find("Permission denied") == std::string::npos ? 4 : 0;
+  };
+  // Only the folder for repairs of a file system may be left out.
+  EXPECT_EQ(WithoutRights([&] { return ExpandFiles((folder / "open").string()).ok() ? 0 : 1; }), 0);
+  fs::permissions(folder / "open/locked", fs::perms::none);
+  for (const char* pattern : {"open", "open/**", "open/**/*.txt", "open/*/*.txt", "open/locked/*.txt"}) {
+    EXPECT_EQ(WithoutRights([&] { return expand(pattern, "open/locked"); }), 0) << pattern;
+  }
+  EXPECT_EQ(WithoutRights([&] { return expand("open/locked/b.txt", "open/locked/b.txt"); }), 0);
+  EXPECT_EQ(WithoutRights([&] { return expand("open/*/b.txt", "open/locked/b.txt"); }), 0);
+  fs::permissions(folder / "open/locked", fs::perms::owner_all);
+  fs::permissions(folder / "open/lost+found", fs::perms::owner_all);
+}
+
+TEST(ExpandFilesTest, TellsWhyNothingWasFound) {
+  const TestFolder folder;
+  fs::create_directories(folder / "none");
+  const auto message = [&](const std::string& pattern) {
+    return ExpandFiles((folder / pattern).string()).error().message;
+  };
+  EXPECT_NE(message("none").find("is empty"), std::string::npos) << message("none");
+  EXPECT_NE(message("nowhere").find("does not exist"), std::string::npos) << message("nowhere");
+  EXPECT_NE(message("*.md").find("no file matches"), std::string::npos) << message("*.md");
+}
+
 TEST(FilesTest, FreeSpaceOfAFolderThatDoesNotExistYet) {
   const TestFolder folder;
   EXPECT_GT(FreeDiskBytes(folder / "not/yet/there").value(), 0);

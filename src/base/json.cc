@@ -30,6 +30,20 @@ Result<Json> ParseJson(std::string_view text, std::string_view source) {
   }
   try {
     return Json::parse(text);
+  } catch (const Json::parse_error& error) {
+    // Of "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error while
+    // parsing value - unexpected ..." only the place and what stands there.
+    std::string_view detail = error.what();
+    constexpr std::string_view kPlace = "parse error at ";
+    if (const size_t at = detail.find(kPlace); at != std::string_view::npos) {
+      detail.remove_prefix(at + kPlace.size());
+    }
+    if (error.byte > text.size()) {
+      return Corrupt(fmt::format("{}: not valid JSON: it ends too early, after {} bytes: the file was "
+                                 "cut off or not written to its end ({})",
+                                 source, text.size(), detail));
+    }
+    return Corrupt(fmt::format("{}: not valid JSON: {}", source, detail));
   } catch (const Json::exception& exception) {
     return Corrupt(fmt::format("{}: not valid JSON: {}", source, exception.what()));
   }

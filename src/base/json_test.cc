@@ -18,6 +18,17 @@ TEST(JsonTest, BrokenTextIsCorruptAndNamesItsSource) {
   }
 }
 
+TEST(JsonTest, ErrorsTellThePlaceAndWhetherTheFileWasCutOff) {
+  const std::string wrong = ParseJson("{\n\"a\": x}", "f").error().message;
+  EXPECT_NE(wrong.find("line 2, column 6"), std::string::npos) << wrong;
+  EXPECT_EQ(wrong.find("json.exception"), std::string::npos) << wrong;
+  EXPECT_EQ(wrong.find("cut off"), std::string::npos) << wrong;
+  for (const char* text : {"", "{\"a\": [1, 2", "{\"a\": \"b"}) {
+    const std::string cut = ParseJson(text, "f").error().message;
+    EXPECT_NE(cut.find("cut off"), std::string::npos) << cut;
+  }
+}
+
 TEST(JsonTest, DepthIsBoundedOutsideOfStrings) {
   const std::string deep = std::string(64, '[') + std::string(64, ']');
   EXPECT_TRUE(ParseJson(deep, "x").ok());

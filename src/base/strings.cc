@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
@@ -71,9 +73,15 @@ std::optional<int64_t> ParseInt(std::string_view text) {
 std::optional<double> ParseDouble(std::string_view text) {
   const auto clean = WithoutUnderscores(text);
   if (!clean || clean->empty() || std::isspace((*clean)[0])) return std::nullopt;
-  char* end = nullptr;
-  const double value = std::strtod(clean->c_str(), &end);
-  if (end != clean->c_str() + clean->size()) return std::nullopt;
+  // from_chars reads no locale and, in this format, no hexadecimal digits; a sign is only '-'.
+  const bool plus = (*clean)[0] == '+';
+  const char* first = clean->data() + (plus ? 1 : 0);
+  const char* last = clean->data() + clean->size();
+  if (plus && first != last && *first == '-') return std::nullopt;
+  double value = 0;
+  const auto [end, code] = std::from_chars(first, last, value, std::chars_format::general);
+  // Out of range is an infinity, or a number that vanishes; neither is what was meant.
+  if (code != std::errc() || end != last || !std::isfinite(value)) return std::nullopt;
   return value;
 }
 

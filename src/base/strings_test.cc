@@ -36,7 +36,12 @@ TEST(StringsTest, ParsesWholeNumbersOnly) {
   }
   EXPECT_EQ(ParseDouble("1e-3"), 1e-3);
   EXPECT_EQ(ParseDouble("2_500.5"), 2500.5);
-  for (const char* bad : {"", "1.5x", " 1", "1_.5", "."}) {
+  EXPECT_EQ(ParseDouble("+.5"), 0.5);
+  EXPECT_EQ(ParseDouble("-1.E2"), -100);
+  EXPECT_EQ(ParseDouble("-0"), 0);
+  for (const char* bad : {"", "1.5x", " 1", "1_.5", ".", "+", "-", "+-1", "-+1", "1e", "1e400",
+                          "-1e400", "1e-400", "inf", "-inf", "INFINITY", "nan", "-nan", "nan(1)",
+                          "0x10", "0x1p3", "1,5", "1e3 "}) {
     EXPECT_EQ(ParseDouble(bad), std::nullopt) << "'" << bad << "'";
   }
 }

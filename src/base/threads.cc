@@ -3,11 +3,13 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <string>
 
 #include "base/error.h"
+#include "base/strings.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -43,13 +45,21 @@ int AvailableCores() {
   int cores = 1;
   if (sched_getaffinity(0, sizeof(mask), &mask) == 0) cores = CPU_COUNT(&mask);
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  int64_t period = 0;
-  if (quota_file >> quota >> period && quota != "max" && period > 0) {
-    const int64_t limit = (std::stoll(quota) + period - 1) / period;
-    if (limit >= 1 && limit < cores) cores = static_cast<int>(limit);
-  }
-  return cores < 1 ? 1 : cores;
+  std::string line;
+  std::getline(quota_file, line);
+  return CoresWithinQuota(line, cores);
+}
+
+int CoresWithinQuota(std::string_view cpu_max, int cores) {
+  cores = std::max(cores, 1);
+  const std::string_view text = Trim(cpu_max);
+  const size_t space = text.find(' ');
+  if (space == std::string_view::npos) return cores;
+  const auto quota = ParseInt(text.substr(0, space));
+  const auto period = ParseInt(text.substr(space + 1));
+  if (!quota || !period || *quota < 1 || *period < 1) return cores;
+  const int64_t limit = *quota / *period + (*quota % *period != 0 ? 1 : 0);
+  return static_cast<int>(std::min<int64_t>(limit, cores));
 }
 
 ThreadPool::ThreadPool(int num_threads)

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -77,5 +78,8 @@ class ThreadPool {
 
 // Cores that this process may use (its affinity mask and cgroup quota), at least 1.
 int AvailableCores();
+// At most `cores`, within a cgroup's quota ("max 100000", or microseconds of processor time and of
+// the period: "150000 100000" allows 2); all of them where the text is of another form.
+int CoresWithinQuota(std::string_view cpu_max, int cores);
 
 }  // namespace tessera

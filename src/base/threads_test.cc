@@ -85,6 +85,19 @@ TEST(ThreadPoolTest, PoolsOfSeveralThreadsWorkBesideEachOther) {
   EXPECT_EQ(sum.load(), 3 * 2 * 50);
 }
 
+TEST(CoresTest, QuotaIsRoundedUpAndMalformedTextIsNoQuota) {
+  EXPECT_EQ(CoresWithinQuota("150000 100000\n", 8), 2);
+  EXPECT_EQ(CoresWithinQuota("400000 100000", 8), 4);
+  EXPECT_EQ(CoresWithinQuota("1000 100000", 8), 1);
+  EXPECT_EQ(CoresWithinQuota("900000 100000", 8), 8);
+  EXPECT_EQ(CoresWithinQuota("9223372036854775807 1", 8), 8);
+  for (const char* text : {"", "max", "max 100000", "x 100000", "100000", "100000 x", "100000 0",
+                           "0 100000", "-5 100000", "99999999999999999999 100000", "1 2 3", "1e5 1e5"}) {
+    EXPECT_EQ(CoresWithinQuota(text, 8), 8) << text;
+  }
+  EXPECT_EQ(CoresWithinQuota("", 0), 1);
+}
+
 TEST(ThreadPoolTest, DefaultTakesTheAvailableCores) {
   EXPECT_GE(AvailableCores(), 1);
   EXPECT_EQ(ThreadPool().num_threads(), AvailableCores());
