@@ -1,4 +1,5 @@
 // Activations of the MLP, plain and gated, one pass over memory.
+#include "kernels/cpu/gelu.h"
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
@@ -6,7 +7,8 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-// act(x) and, where wanted, its derivative.
+// act(x) and, where wanted, its derivative. Without it the functions are those of the matrix product's
+// epilogues (gelu.h), to the bit; with it both come from one exponential.
 struct Value {
   F32 y, slope;
 };
@@ -46,6 +48,18 @@ template <Activation kActivation, bool kSlope>
 TESSERA_INLINE Value Evaluate(F32 x) {
   const F32 one = Set(1.0f);
   Value out = {};
+  if constexpr (!kSlope && kActivation == Activation::kGeluTanh) {
+    out.y = GeluTanh(x);
+    return out;
+  }
+  if constexpr (!kSlope && kActivation == Activation::kGeluErf) {
+    out.y = GeluErf(x);
+    return out;
+  }
+  if constexpr (!kSlope && kActivation == Activation::kReluSquared) {
+    out.y = ReluSquared(x);
+    return out;
+  }
   if constexpr (kActivation == Activation::kGeluTanh) {
     // x/2 (1 + tanh u) = x sigmoid(2u): no cancellation where tanh is near -1.
     const F32 x2 = x * x;

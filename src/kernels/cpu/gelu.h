@@ -45,7 +45,8 @@ TESSERA_INLINE F32 GeluTanh(F32 x) {
 }
 
 TESSERA_INLINE F32 ReluSquared(F32 x) {
-  const F32 positive = Max(x, Zero());
+  // Max would turn a NaN into 0; x * 0 keeps it.
+  const F32 positive = Select(x > Zero(), x, x * Zero());
   return positive * positive;
 }
 
