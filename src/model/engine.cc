@@ -433,6 +433,11 @@ void Engine::UpdateAverage(double decay) {
   s.average_started = true;
 }
 
+void Engine::AverageLoaded() {
+  TESSERA_CHECK(impl_->average.bytes() > 0, "the plan keeps no average");
+  impl_->average_started = true;
+}
+
 void Engine::SwapAverage() {
   Impl& s = *impl_;
   TESSERA_CHECK(s.average.bytes() > 0, "the plan keeps no average");

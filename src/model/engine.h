@@ -85,6 +85,9 @@ class Engine {
   void Update(const UpdateOptions& options);
   // average = decay * average + (1 - decay) * value; the first call copies.
   void UpdateAverage(double decay);
+  // After Parameter::average was written from outside (a checkpoint): the next UpdateAverage goes on
+  // from it instead of copying the weights.
+  void AverageLoaded();
   // Exchanges weights and averages (to evaluate or save the average), and back.
   void SwapAverage();
 

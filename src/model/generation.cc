@@ -16,8 +16,17 @@ std::string_view FinishReasonName(FinishReason reason) {
   return "?";
 }
 
+std::span<const int32_t> LastDocument(std::span<const int32_t> prompt,
+                                      std::optional<int32_t> document_start) {
+  if (!document_start) return prompt;
+  const auto last = std::find(prompt.rbegin(), prompt.rend(), *document_start);
+  if (last == prompt.rend()) return prompt;
+  return prompt.subspan(static_cast<size_t>(prompt.rend() - last) - 1);
+}
+
 Result<Generation> GenerateTokens(InferenceModel& model, std::span<const int32_t> prompt,
                                   const GenerationOptions& options, const OnToken& on_token) {
+  prompt = LastDocument(prompt, options.document_start);
   if (prompt.empty()) return InvalidArgument("the prompt is empty: generation needs one token");
   const std::vector<std::string> errors = CheckSamplerOptions(options.sampler);
   if (!errors.empty()) return InvalidArgument(errors.front());
@@ -48,6 +57,7 @@ Result<Generation> GenerateTokens(InferenceModel& model, std::span<const int32_t
   while (static_cast<int64_t>(out.tokens.size()) < options.max_new_tokens) {
     const Stopwatch step;
     if (!out.tokens.empty()) {
+      if (options.document_start == out.tokens.back()) model.Reset();
       if (model.position() >= model.max_length()) {
         out.reason = FinishReason::kContext;
         return out;
@@ -55,7 +65,8 @@ Result<Generation> GenerateTokens(InferenceModel& model, std::span<const int32_t
       TESSERA_ASSIGN(logits, model.Decode(out.tokens.back()));
       ++out.decoded_tokens;
     }
-    TESSERA_ASSIGN(const int32_t token, sampler.Sample(logits, model.position()));
+    const auto place = static_cast<int64_t>(prompt.size() + out.tokens.size());
+    TESSERA_ASSIGN(const int32_t token, sampler.Sample(logits, place));
     out.decode_seconds += step.Seconds();
     if (options.stop_token == token) {
       out.reason = FinishReason::kStopToken;

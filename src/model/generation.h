@@ -27,7 +27,15 @@ struct GenerationOptions {
   int64_t max_new_tokens = 256;
   std::optional<int32_t> stop_token = {};  // ends the answer and is no part of it
   int64_t vocab_size = 0;             // of the tokenizer, when the model has padding rows; 0: all
+  // For models with document_mask: the token that begins a document, which sees nothing before it.
+  // Of the prompt only its last document counts, and where the model itself draws the token, the
+  // context starts anew.
+  std::optional<int32_t> document_start = {};
 };
+
+// The part of the prompt from the last `document_start` on; all of it where there is none.
+std::span<const int32_t> LastDocument(std::span<const int32_t> prompt,
+                                      std::optional<int32_t> document_start);
 
 struct Generation {
   std::vector<int32_t> tokens;  // without prompt and stop token

@@ -313,6 +313,63 @@ TEST_F(Generating, GreedyTakesTheEnginesMostProbableToken) {
   EXPECT_EQ(result->tokens, std::vector<int32_t>{static_cast<int32_t>(best)});
 }
 
+// A model that was trained with document_mask: what stands before the last begin of a document must
+// not count, as in the engine, whose attention stays inside it. Rotary positions are relative, so
+// the logits are those of the document alone up to the order of sums (see the tolerance above).
+TEST_F(Generating, DocumentsDoNotSeeEachOther) {
+  constexpr int32_t kBegin = 5;
+  ModelConfig config = config_;
+  config.document_mask = true;
+  const auto engine = MakeEngine(config, Precision::kFp32, pool_);
+  const auto model = MakeModel(config, {.max_length = kLength}, *engine, pool_);
+  std::vector<int32_t> tokens = Tokens(kLength, config.vocab_size);
+  std::replace(tokens.begin(), tokens.end(), kBegin, kBegin + 1);
+  tokens[9] = tokens[20] = kBegin;
+  std::vector<int32_t> targets(tokens.begin() + 1, tokens.end()), starts;
+  targets.push_back(-1);
+  for (int32_t i = 0; i < kLength; ++i) starts.push_back(i < 9 ? 0 : i < 20 ? 9 : 20);
+  std::vector<float> nll(static_cast<size_t>(kLength));
+  engine->Evaluate({1, tokens.data(), targets.data(), starts.data()}, nll.data());
+  const auto document = LastDocument(tokens, kBegin);
+  ASSERT_EQ(document.size(), static_cast<size_t>(kLength - 20));
+  EXPECT_EQ(document.front(), kBegin);
+  EXPECT_EQ(LastDocument(document.subspan(1), kBegin).size(), document.size() - 1) << "none begins";
+  EXPECT_EQ(LastDocument(tokens, std::nullopt).size(), tokens.size());
+  for (size_t i = 0; i + 1 < document.size(); ++i) {
+    const auto logits = model->Prefill(document.subspan(i, 1));
+    ASSERT_TRUE(logits.ok());
+    double sum = 0;
+    for (const float logit : *logits) sum += std::exp(static_cast<double>(logit));
+    const double want = static_cast<double>(nll[20 + i]);
+    const double got =
+        std::log(sum) - static_cast<double>((*logits)[static_cast<size_t>(document[i + 1])]);
+    EXPECT_NEAR(got, want, 1e-4 * (1 + std::abs(want))) << i;
+  }
+
+  GenerationOptions options{.max_new_tokens = 8};
+  options.sampler.temperature = 0;
+  const auto alone = GenerateTokens(*model, document.first(8), options);
+  options.document_start = kBegin;
+  const auto after_others = GenerateTokens(*model, std::span(tokens).first(28), options);
+  ASSERT_TRUE(alone.ok() && after_others.ok());
+  EXPECT_EQ(after_others->tokens, alone->tokens);
+
+  // Where the model itself draws the token, what follows is that of a fresh document.
+  const int32_t drawn = alone->tokens[0];
+  options.document_start = drawn;
+  std::vector<int32_t> prompt(document.begin(), document.begin() + 8);
+  std::replace(prompt.begin(), prompt.end(), drawn, drawn + 1);
+  const auto before = GenerateTokens(*model, prompt, {.sampler = options.sampler, .max_new_tokens = 1});
+  options.document_start = before->tokens[0];
+  const auto crossed = GenerateTokens(*model, prompt, options);
+  options.max_new_tokens = 7;
+  const std::vector<int32_t> fresh = {before->tokens[0]};
+  const auto restarted = GenerateTokens(*model, fresh, options);
+  ASSERT_TRUE(crossed.ok() && restarted.ok());
+  EXPECT_EQ(std::vector<int32_t>(crossed->tokens.begin() + 1, crossed->tokens.end()),
+            restarted->tokens);
+}
+
 TEST_F(Generating, EndsForEachReason) {
   GenerationOptions options{.max_new_tokens = 1000};
   options.sampler.temperature = 0;

@@ -76,9 +76,8 @@ Status LoadEngine(const CheckpointInfo& checkpoint, LoadPart part, bool average,
     }
     TESSERA_TRY(ReadInto(checkpoint, kOptimizerFile, targets));
     if (average && !averages.empty()) {
-      // The first call copies the weights and marks the average as begun; its content follows.
-      engine.UpdateAverage(0);
       TESSERA_TRY(ReadInto(checkpoint, kAverageFile, averages));
+      engine.AverageLoaded();
     }
   }
   TESSERA_TRY(ReadInto(checkpoint, kWeightsFile, WeightTargets(engine)));

@@ -68,6 +68,7 @@ Result<std::vector<ReportSample>> WriteSampleTexts(Engine& engine, const Tokeniz
     generation.sampler.seed = seed + i;
     generation.max_new_tokens = settings.max_new_tokens;
     generation.stop_token = tokenizer.eos_id();
+    if (plan.config.document_mask) generation.document_start = tokenizer.eos_id();
     generation.vocab_size = std::min(tokenizer.vocab_size(), plan.config.vocab_size);
     TESSERA_ASSIGN(const Generation written,
                    GenerateTokens(*model, prompts[i], generation,
