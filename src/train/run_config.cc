@@ -432,8 +432,13 @@ Result<RunConfig> ParseRunFile(std::string_view text, std::string_view source,
 
 Result<RunConfig> ReadRunFile(const std::filesystem::path& path,
                               const std::vector<std::string>& overrides) {
-  TESSERA_ASSIGN(const std::string text, ReadFile(path, kMaxRunFileBytes));
-  return ParseRunFile(text, path.string(), overrides);
+  const Result<std::string> text = ReadFile(path, kMaxRunFileBytes);
+  if (!text.ok()) {
+    Error error = text.error().WithContext("run file");
+    if (error.code == ErrorCode::kNotFound) error.message += "; recipes/ holds complete ones";
+    return error;
+  }
+  return ParseRunFile(*text, path.string(), overrides);
 }
 
 Status CheckTrainable(const RunConfig& config) {

@@ -51,6 +51,9 @@ struct OptimizerSettings {
   bool operator==(const OptimizerSettings&) const = default;
 };
 
+// When the checksums of a dataset are compared before training.
+enum class DataVerify { kAuto, kAlways, kNever };
+
 struct DataSettings {
   std::vector<SourceConfig> sources;  // by name; empty with `dataset`, or to plan only
   std::string dataset;                // a dataset that was built before
@@ -63,6 +66,7 @@ struct DataSettings {
   bool shuffle_documents = false;
   uint64_t shuffle_seed = 0;  // the run's seed where the file does not say
   int prefetch = 4;           // batches
+  DataVerify verify = DataVerify::kAuto;
   // For datasets that Tessera did not write:
   int64_t eos_id = -1;  // -1: from the dataset
   bool insert_eos = true;

@@ -94,6 +94,7 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
   std::vector<std::string> round;
   size_t round_bytes = 0;
   int64_t taken = 0;
+  int64_t documents = 0;
   const auto flush = [&] {
     const std::vector<std::string_view> views(round.begin(), round.end());
     trainer.Add(views);
@@ -107,6 +108,7 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
     if (StopRequested()) {
       return Error{.code = ErrorCode::kCancelled, .message = "stopped while reading the sources"};
     }
+    ++documents;
     if (document.validation || (train.max_bytes > 0 && taken >= train.max_bytes)) return {};
     round.emplace_back(document.text);
     round_bytes += document.text.size();
@@ -116,9 +118,14 @@ Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& 
   }));
   flush();
   if (taken == 0) {
-    return InvalidArgument(
-        "the sources hold no training text from which a tokenizer could be "
-        "trained: check data.sources and data.validation_fraction");
+    std::vector<std::string> names;
+    for (const SourceConfig& source : config.data.sources) {
+      names.push_back(fmt::format("'{}' ({})", source.name, Join(source.paths, ", ")));
+    }
+    return InvalidArgument(fmt::format(
+        "the corpus is empty: {} documents, of which the training split holds no text to train a "
+        "tokenizer on; check data.sources {} and data.validation_fraction {}",
+        documents, Join(names, ", "), config.data.validation_fraction));
   }
   return trainer.Train();
 }

@@ -37,6 +37,10 @@ struct PrepareOptions {
 // ".tokenizer" behind the name, and made again when what they were made from has changed.
 Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& options);
 
+// Compares the dataset's files with their index before training: sizes always, checksums as
+// data.verify says. Damage that nobody sees would train a model on noise.
+Status CheckDataFiles(const RunConfig& config, const RunData& data, const PrepareOptions& options);
+
 // Sets the embedding's rows where the run file leaves them to the tokenizer, and checks that every
 // token has a row.
 Status SetVocabSize(ModelConfig* model, int64_t vocab_size);

@@ -235,6 +235,12 @@ void AddDataKeys(std::vector<RunKey>* keys) {
   add(IntKey(
       "data.prefetch", [](auto& c) -> auto& { return c.data.prefetch; }, {1, 1024, "", 0},
       "Batches that are made ready ahead."));
+  add(ChoiceKey(
+      "data.verify", [](auto& c) -> auto& { return c.data.verify; },
+      std::vector<Choice<DataVerify>>{{"auto", DataVerify::kAuto},
+                                      {"always", DataVerify::kAlways},
+                                      {"never", DataVerify::kNever}},
+      "Compare the checksums of the dataset's files before training; auto: of datasets up to 1 GiB."));
   add(IntKey(
       "data.eos_id", [](auto& c) -> auto& { return c.data.eos_id; },
       {0, int64_t{1} << 31, "-1", -1},

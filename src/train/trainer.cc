@@ -51,10 +51,12 @@ UpdateOptions UpdateFor(const RunConfig& config, int64_t update, double multipli
 
 Result<TrainOutcome> Trainer::Run() {
   TESSERA_TRY(OpenFolder());
+  TESSERA_TRY(CheckEarly());
   PrepareOptions prepare;
   prepare.say = [this](const std::string& text) { Say(text); };
   prepare.show_progress = options_.show_progress && config_.loggers.console;
   TESSERA_ASSIGN(data_, PrepareRunData(config_, prepare));
+  TESSERA_TRY(CheckDataFiles(config_, data_, prepare));
   TESSERA_TRY(SetVocabSize(&config_.model, data_.vocab_size));
   if (data_.tokenizer) {
     tokenizer_json_ = data_.tokenizer->ToJson();
@@ -128,7 +130,9 @@ Status Trainer::Loop() {
     const Status stepped = Step(schedule);
     if (!stepped.ok()) {
       // A step is a transaction: what came before it is whole and worth keeping.
-      if (last_saved_step_ != state_.progress.step && state_.nonfinite_in_row == 0) TrySave();
+      // A run that did no step leaves nothing that a second attempt would have to ask about.
+      const int64_t step = state_.progress.step;
+      if (step > first_step_ && last_saved_step_ != step && state_.nonfinite_in_row == 0) TrySave();
       return stepped;
     }
     const Progress& after = state_.progress;

@@ -42,6 +42,8 @@ class Trainer {
 
   // trainer_setup.cc
   Status OpenFolder();
+  // Refuses what can be known to fail before the tokenizer and the dataset are made.
+  Status CheckEarly();
   Status CheckResume(const CheckpointInfo& checkpoint, const RunState& saved);
   Status CheckDiskSpace();
   Status ReadStart();
@@ -101,6 +103,7 @@ class Trainer {
   std::optional<MetricsFile> metrics_;
   bool metrics_failed_ = false;
 
+  int64_t first_step_ = 0;  // where this process began
   int64_t last_saved_step_ = -1;
   std::string last_checkpoint_;
   std::optional<Error> save_error_;

@@ -57,6 +57,26 @@ Status Trainer::OpenFolder() {
   return {};
 }
 
+Status Trainer::CheckEarly() {
+  if (!start_ && !config_.load_path.empty()) {
+    const Result<CheckpointInfo> loaded = FindCheckpoint(config_.load_path);
+    if (!loaded.ok()) return loaded.error().WithContext("load_path");
+  }
+  // With a tokenizer that is still to be trained the vocabulary is at most what is asked for; a
+  // model of half that size that does not fit won't fit with more words either.
+  RunConfig least = config_;
+  if (least.model.vocab_size == 0) {
+    least.model.vocab_size = std::max<int64_t>(config_.tokenizer.train.vocab_size / 2, 257);
+  }
+  const int threads = config_.threads > 0 ? config_.threads : AvailableCores();
+  const auto [length, batch] = StageShape();
+  const Result<Plan> plan = PlanStage(least, {.sequence_length = length,
+                                              .batch_size = batch,
+                                              .num_threads = threads,
+                                              .compute = kernels::Compute::kF32});
+  return plan.ok() ? Status() : plan.error();
+}
+
 Status Trainer::CheckResume(const CheckpointInfo& checkpoint, const RunState& saved) {
   if (saved.optimizer != config_.optimizer.rule) {
     return InvalidArgument(
@@ -90,7 +110,9 @@ Status Trainer::ReadStart() {
     Result<CheckpointInfo> loaded = FindCheckpoint(config_.load_path);
     if (!loaded.ok()) return loaded.error().WithContext("load_path");
     start_ = std::move(loaded).value();
-    TESSERA_TRY(VerifyCheckpoint(*start_));
+    if (const Status whole = VerifyCheckpoint(*start_); !whole.ok()) {
+      return whole.error().WithContext("load_path");
+    }
     weights_only_ = config_.load_weights_only;
   }
   if (!start_) return {};
@@ -112,6 +134,7 @@ Status Trainer::ReadStart() {
   saved.data_fingerprint = state_.data_fingerprint;
   if (!config_.weight_average.enabled) saved.average_started = false;
   state_ = std::move(saved);
+  first_step_ = state_.progress.step;
   if (resumed_) last_saved_step_ = state_.progress.step;
   if (resumed_) last_checkpoint_ = start_->folder.string();
   Say(fmt::format("resuming from {} (step {}, {} tokens)", start_->folder.string(),
