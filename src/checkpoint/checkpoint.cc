@@ -93,14 +93,8 @@ std::optional<int64_t> CheckpointStep(std::string_view name) {
   return ParseInt(digits);
 }
 
-Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
-  const fs::path path = folder / kCheckpointManifest;
-  if (!PathExists(path)) {
-    return NotFound(
-        fmt::format("'{}' is no checkpoint: it has no {}", folder.string(), kCheckpointManifest));
-  }
-  const std::string source = path.string();
-  TESSERA_ASSIGN(Json json, ReadJsonFile(path, kMaxManifestBytes));
+Result<CheckpointInfo> ParseCheckpointManifest(std::string_view text, std::string_view source) {
+  TESSERA_ASSIGN(Json json, ParseJson(text, source));
   TESSERA_ASSIGN(const int64_t version, JsonInt(json, "format_version", source));
   if (version != kCheckpointFormatVersion) {
     return Unsupported(
@@ -114,7 +108,6 @@ Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
         fmt::format("{}: its content has the checksum {}, it says {}", source, found, checksum));
   }
   CheckpointInfo info;
-  info.folder = folder;
   TESSERA_ASSIGN(info.step, JsonInt(json, "step", source));
   TESSERA_ASSIGN(info.created, JsonString(json, "created", source));
   info.info = json.value("info", Json::object());
@@ -123,18 +116,36 @@ Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
     return Corrupt(fmt::format("{}: 'files' is not a list", source));
   }
   for (const Json& element : *files) {
-    TESSERA_ASSIGN(CheckpointFile file, ParseFile(element, source));
+    TESSERA_ASSIGN(CheckpointFile file, ParseFile(element, std::string(source)));
+    info.files.push_back(std::move(file));
+  }
+  return info;
+}
+
+Result<CheckpointInfo> OpenCheckpoint(const fs::path& folder) {
+  const fs::path path = folder / kCheckpointManifest;
+  if (!PathExists(path)) {
+    return NotFound(
+        fmt::format("'{}' is no checkpoint: it has no {}", folder.string(), kCheckpointManifest));
+  }
+  TESSERA_ASSIGN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  TESSERA_ASSIGN(CheckpointInfo info, ParseCheckpointManifest(text, path.string()));
+  info.folder = folder;
+  for (const CheckpointFile& file : info.files) {
     const fs::path file_path = folder / file.name;
     if (!PathExists(file_path)) {
       return Corrupt(
-          fmt::format("checkpoint '{}' lacks its file '{}'", folder.string(), file.name));
+          fmt::format("checkpoint '{}' lacks its file '{}', which its manifest lists; take an earlier "
+                      "checkpoint, or restore the file from a copy",
+                      folder.string(), file.name));
     }
     TESSERA_ASSIGN(const int64_t bytes, FileBytes(file_path));
     if (bytes != file.bytes) {
-      return Corrupt(fmt::format("'{}' has {} bytes, the manifest says {}", file_path.string(),
-                                 bytes, file.bytes));
+      return Corrupt(fmt::format("'{}' has {} bytes, the manifest says {}: it was cut off or changed "
+                                 "after it was saved; take an earlier checkpoint, or restore the file "
+                                 "from a copy",
+                                 file_path.string(), bytes, file.bytes));
     }
-    info.files.push_back(std::move(file));
   }
   return info;
 }
@@ -146,7 +157,8 @@ Status VerifyCheckpoint(const CheckpointInfo& checkpoint) {
     if (const std::string found = fmt::format("{:016x}", digest); found != file.xxh3) {
       return Corrupt(
           fmt::format("'{}' has the checksum {}, the manifest says {}: the file was "
-                      "changed or damaged after it was saved",
+                      "changed or damaged after it was saved; take an earlier checkpoint, or restore "
+                      "the file from a copy",
                       path.string(), found, file.xxh3));
     }
   }

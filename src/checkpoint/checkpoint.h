@@ -65,6 +65,9 @@ struct CheckpointInfo {
 std::string CheckpointName(int64_t step);
 std::optional<int64_t> CheckpointStep(std::string_view folder_name);
 
+// A manifest's text, whose own checksum is compared; `source` stands in messages. The folder is left
+// empty and no other file is looked at.
+Result<CheckpointInfo> ParseCheckpointManifest(std::string_view text, std::string_view source);
 // Reads the manifest and compares the sizes of all files. Not found when `folder` holds no
 // manifest; corrupt when the manifest or a size is wrong.
 Result<CheckpointInfo> OpenCheckpoint(const std::filesystem::path& folder);
