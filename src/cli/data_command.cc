@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "data/build.h"
 #include "data/dataset.h"
+#include "data/document_table.h"
 #include "data/mds_reader.h"
 #include "tokenizer/tokenizer.h"
 
@@ -269,6 +270,37 @@ Status RunInspect(const InspectFlags& flags) {
   return {};
 }
 
+// documents.idx has its own checksum; here it is also compared with what the shards hold.
+std::optional<std::string> CheckDocumentTable(const fs::path& split, const MdsVerifyReport& report) {
+  const fs::path path = split / kDocumentTableFile;
+  if (!PathExists(path)) return std::nullopt;
+  const Result<DocumentTable> table = DocumentTable::Parse(path);
+  if (!table.ok()) return table.error().message;
+  // Damaged shards were not counted.
+  if (report.problem_count > 0) return std::nullopt;
+  if (table->documents() == report.samples && table->total_tokens() == report.tokens) {
+    return std::nullopt;
+  }
+  return fmt::format("'{}' lists {} documents and {} tokens, the shards hold {} and {}: it is of "
+                     "another dataset; build this one again",
+                     path.string(), table->documents(), table->total_tokens(), report.samples,
+                     report.tokens);
+}
+
+std::optional<std::string> CheckTokenizerCopy(const DatasetInfo& info) {
+  const fs::path path = info.tokenizer_file();
+  constexpr std::string_view kAdvice =
+      "put the tokenizer.json with which the dataset was built into its place";
+  if (!PathExists(path)) return fmt::format("'{}' is missing; {}", path.string(), kAdvice);
+  const Result<Tokenizer> tokenizer = Tokenizer::Load(path);
+  if (!tokenizer.ok()) return fmt::format("{}; {}", tokenizer.error().message, kAdvice);
+  if (tokenizer->fingerprint() == info.tokenizer_fingerprint) return std::nullopt;
+  return fmt::format("'{}' is not the tokenizer that made the tokens: its fingerprint is {}, {} says "
+                     "{}; {}",
+                     path.string(), tokenizer->fingerprint(), kDatasetManifest,
+                     info.tokenizer_fingerprint, kAdvice);
+}
+
 Status RunVerify(const VerifyFlags& flags) {
   const fs::path folder = flags.dataset;
   MdsVerifyOptions options;
@@ -279,6 +311,7 @@ Status RunVerify(const VerifyFlags& flags) {
     options.vocab_size = info->vocab_size;
     splits = {{info->train_folder(), &info->train}, {info->validation_folder(), &info->validation}};
   }
+  std::vector<std::string> problems;
   int64_t problem_count = 0;
   Json json = {{"splits", Json::array()}};
   for (const auto& [split, wanted] : splits) {
@@ -294,7 +327,12 @@ Status RunVerify(const VerifyFlags& flags) {
                                             kDatasetManifest, wanted->documents, wanted->tokens));
       ++report.problem_count;
     }
+    if (const auto problem = CheckDocumentTable(split, report)) {
+      report.problems.push_back(*problem);
+      ++report.problem_count;
+    }
     problem_count += report.problem_count;
+    problems.insert(problems.end(), report.problems.begin(), report.problems.end());
     if (!flags.json) {
       fmt::print("{}: {} samples, {} tokens, {} in {} shards, {} hashes match{}\n", split.string(),
                  report.samples, report.tokens, FormatBytes(report.bytes), report.shards,
@@ -314,11 +352,22 @@ Status RunVerify(const VerifyFlags& flags) {
                               {"problem_count", report.problem_count},
                               {"problems", report.problems}});
   }
+  if (info) {
+    json["tokenizer_problem"] = Json();
+    if (const auto problem = CheckTokenizerCopy(*info)) {
+      problems.push_back(*problem);
+      ++problem_count;
+      json["tokenizer_problem"] = *problem;
+      if (!flags.json) fmt::print("  {}\n", *problem);
+    }
+  }
   json["ok"] = problem_count == 0;
   if (flags.json) PrintJson(json);
   if (problem_count > 0) {
-    return Corrupt(fmt::format("'{}' has {} problem{}", folder.string(), problem_count,
-                               problem_count == 1 ? "" : "s"));
+    return Corrupt(fmt::format("'{}' has {}: {}", folder.string(),
+                               problem_count == 1 ? std::string("a problem")
+                                                  : fmt::format("{} problems, first", problem_count),
+                               problems.front()));
   }
   return {};
 }

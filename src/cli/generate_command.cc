@@ -74,6 +74,7 @@ Result<Source> OpenSource(const Arguments& arguments) {
     return error;
   }
   const CheckpointInfo checkpoint = std::move(found).value();
+  TESSERA_TRY(VerifyCheckpoint(checkpoint));
   const std::filesystem::path config_path = checkpoint.folder / kModelConfigFile;
   TESSERA_ASSIGN(const Json json, ReadJsonFile(config_path, int64_t{1} << 20));
   TESSERA_ASSIGN(const ModelConfig config, ModelConfigFromJson(json, config_path.string()));
@@ -153,6 +154,16 @@ Result<std::vector<int32_t>> EncodePrompt(const std::string& text, const Source&
                              "start from; give a --prompt");
     }
     tokens.push_back(*eos);
+  }
+  if (source.config.document_mask) {
+    const auto document = LastDocument(tokens, source.tokenizer.eos_id());
+    if (document.size() < tokens.size()) {
+      fmt::print(stderr,
+                 "note: this model's documents don't see each other (document_mask); the {} tokens "
+                 "before the prompt's last end-of-text are left out\n",
+                 tokens.size() - document.size());
+      tokens.assign(document.begin(), document.end());
+    }
   }
   const int64_t count = static_cast<int64_t>(tokens.size());
   const int64_t longest = LongestSequence(source.config);
@@ -249,6 +260,7 @@ Status Generate(Arguments arguments) {
   const double load_seconds = load.Seconds();
   options.vocab_size = source.tokenizer.vocab_size();
   if (!arguments.ignore_eos) options.stop_token = source.tokenizer.eos_id();
+  if (source.config.document_mask) options.document_start = source.tokenizer.eos_id();
 
   const bool terminal = isatty(STDOUT_FILENO) == 1 && !arguments.json;
   const bool color = terminal && std::getenv("NO_COLOR") == nullptr;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/strings.h"
 #include "cli/commands.h"
 #include "train/run_plan.h"
 #include "train/run_schema.h"
@@ -39,7 +40,11 @@ Status RunPlanCommand(const PlanFlags& flags) {
   TESSERA_ASSIGN(const RunPlan plan, PlanRun(config, pool));
   fmt::print("{}", flags.json ? RunPlanToJson(plan).dump(2) + "\n" : FormatRunPlan(plan));
   // The exit code tells a script that the run would be refused; the plan has told a person why.
-  if (!plan.fits.ok()) return OutOfMemory("the run does not fit into memory");
+  if (!plan.fits.ok()) {
+    return OutOfMemory(fmt::format(
+        "the run does not fit into memory: it needs {}, {} are available; the plan tells what helps",
+        FormatBytes(plan.plan.memory.total()), FormatBytes(plan.available_bytes)));
+  }
   return {};
 }
 

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -60,6 +61,16 @@ Json Describe(const Tokenizer& tokenizer) {
   return json;
 }
 
+// Where the tokenizer goes: into a folder where the name ends with a slash or is one's, which is
+// made where it is missing. Before the work, so that a wrong place costs none.
+Result<std::filesystem::path> PrepareOutput(const std::string& output) {
+  std::filesystem::path path = output;
+  std::error_code code;
+  if (!path.has_filename() || std::filesystem::is_directory(path, code)) path /= "tokenizer.json";
+  if (path.has_parent_path()) TESSERA_TRY(MakeDirectories(path.parent_path()));
+  return path;
+}
+
 Status Train(const TrainFlags& flags) {
   const auto kind = PreTokenizerFromName(flags.pre_tokenizer);
   if (!kind) {
@@ -71,6 +82,7 @@ Status Train(const TrainFlags& flags) {
     TESSERA_ASSIGN(const std::vector<std::string> found, ExpandFiles(pattern));
     paths.insert(paths.end(), found.begin(), found.end());
   }
+  TESSERA_ASSIGN(const std::filesystem::path output, PrepareOutput(flags.output));
   const ProgressMode mode = flags.json ? ProgressMode::kSilent : ProgressMode::kAuto;
   LiveLine line(mode);
   BpeTrainOptions options{.vocab_size = flags.vocab_size,
@@ -116,17 +128,17 @@ Status Train(const TrainFlags& flags) {
   merge_watch = Stopwatch();
   TESSERA_ASSIGN(const Tokenizer tokenizer, trainer.Train());
   const double seconds = watch.Seconds();
-  TESSERA_TRY(tokenizer.Save(flags.output));
+  TESSERA_TRY(tokenizer.Save(output));
   if (flags.json) {
     Json json = Describe(tokenizer);
-    json["output"] = flags.output;
+    json["output"] = output.string();
     json["files"] = paths.size();
     json["bytes"] = trainer.bytes_seen();
     json["count_seconds"] = count_seconds;
     json["train_seconds"] = seconds;
     fmt::print("{}\n", json.dump(2));
   } else {
-    line.Print(fmt::format("{}: {} tokens from {} files, {}, in {}", flags.output,
+    line.Print(fmt::format("{}: {} tokens from {} files, {}, in {}", output.string(),
                            tokenizer.vocab_size(), paths.size(), FormatBytes(trainer.bytes_seen()),
                            FormatDuration(seconds)));
   }

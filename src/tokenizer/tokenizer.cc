@@ -111,8 +111,16 @@ Result<Tokenizer> Tokenizer::Load(const std::filesystem::path& path) {
   std::error_code code;
   const std::filesystem::path file =
       std::filesystem::is_directory(path, code) ? path / "tokenizer.json" : path;
-  TESSERA_ASSIGN(const std::string text, ReadFile(file, kMaxJsonBytes));
-  return FromJson(text, file.string());
+  const Result<std::string> text = ReadFile(file, kMaxJsonBytes);
+  if (!text.ok()) {
+    Error error = text.error().WithContext("tokenizer");
+    if (error.code == ErrorCode::kNotFound) {
+      error.message += "; name a tokenizer.json or a folder that holds one (`tessera tokenizer train` "
+                       "makes one)";
+    }
+    return error;
+  }
+  return FromJson(*text, file.string());
 }
 
 Status Tokenizer::Save(const std::filesystem::path& path) const {

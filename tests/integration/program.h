@@ -11,6 +11,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -26,10 +27,14 @@ inline std::string ReadText(const std::filesystem::path& path) {
   return text.str();
 }
 
+// Runs in the new process before the program: drops rights, sets limits.
+using ProcessSetup = std::function<void()>;
+
 // A running program, with its output in files below `folder`.
 class Program {
  public:
-  Program(const std::filesystem::path& folder, const std::vector<std::string>& arguments) {
+  Program(const std::filesystem::path& folder, const std::vector<std::string>& arguments,
+          const ProcessSetup& setup = {}) {
     static int counter = 0;
     const std::string name = "program-" + std::to_string(counter++);
     out_ = folder / (name + ".out");
@@ -45,6 +50,7 @@ class Program {
       const int err = ::open(err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
       ::dup2(out, STDOUT_FILENO);
       ::dup2(err, STDERR_FILENO);
+      if (setup) setup();
       ::execv(argv[0], argv.data());
       ::_exit(127);
     }

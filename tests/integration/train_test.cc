@@ -329,6 +329,28 @@ TEST_F(TrainTest, GrowthStagesAndAverageResumeBitExact) {
               ReadText(Checkpoint(folder, kSteps) / "average.safetensors"));
 }
 
+// Without stages of growth nothing but the resume itself passes through a checkpoint: before, at and
+// after the step at which the average begins.
+TEST_F(TrainTest, AverageResumesBitExactFromAnyStep) {
+  const std::vector<std::string> average = {"weight_average={enabled: true, decay: 0.9, start: 5ba}"};
+  const fs::path whole = shared_->path() / "average";
+  Train(whole, average);
+  for (const int step : {3, 6, 15}) {
+    const fs::path folder = shared_->path() / ("average-" + std::to_string(step));
+    fs::copy(whole, folder, fs::copy_options::recursive);
+    for (int later = step + 3; later <= kSteps; later += 3) fs::remove_all(Checkpoint(folder, later));
+    std::ofstream(folder / "latest") << Checkpoint(folder, step).filename().string() << "\n";
+    std::vector<std::string> resumed = average;
+    resumed.push_back("autoresume=true");
+    const std::string text = Train(folder, resumed);
+    EXPECT_NE(text.find("(step " + std::to_string(step)), std::string::npos) << text;
+    ExpectSameRun(whole, folder);
+    EXPECT_TRUE(ReadText(Checkpoint(whole, kSteps) / "average.safetensors") ==
+                ReadText(Checkpoint(folder, kSteps) / "average.safetensors"))
+        << "from step " << step;
+  }
+}
+
 TEST_F(TrainTest, BadInputIsNamed) {
   const fs::path folder = shared_->path() / "bad";
   EXPECT_NE(Train(folder, {"max_duratoin=3ba"}, 2).find("max_duration"), std::string::npos);
