@@ -83,7 +83,7 @@ bool RetryLoop::Again(double retry_after_s, int max_attempts, std::string_view w
       std::max(retry_after_s, BackoffSeconds(options_, attempt_, Jitter(options_.seed)));
   if (watch_.Seconds() + pause > options_.total_s) return false;
   // A single hiccup is nothing that a person has to know.
-  if (attempt_ >= 3) {
+  if (attempt_ >= 3 && pause >= 0.1) {
     LogWarning("{} (attempt {} of {}; the next in {:.1f} s)", what, attempt_, limit, pause);
   } else {
     LogDebug("{} (attempt {} of {}; the next in {:.1f} s)", what, attempt_, limit, pause);

@@ -291,7 +291,8 @@ std::string S3Store::Condition(const PutOptions& options, S3Request* request) co
   if (options.if_absent) {
     request->headers.emplace_back("if-none-match", "*");
   } else {
-    request->headers.emplace_back("if-match", fmt::format("\"{}\"", options.if_match));
+    request->headers.emplace_back(
+        "if-match", bare_if_match_ ? options.if_match : fmt::format("\"{}\"", options.if_match));
   }
   return RandomMark();
 }
@@ -314,7 +315,17 @@ Result<ObjectInfo> S3Store::PutWhole(std::string_view key, std::string_view data
   const std::string mark = Condition(options, &request);
   if (!mark.empty()) request.headers.emplace_back(kMarkHeader, mark);
   client_->Protect(data, &request);
-  const S3Answer answer = client_->Send(request);
+  S3Answer answer = client_->Send(request);
+  if (answer.response.status == 412 && !options.if_match.empty() && !answer.maybe_done && !bare_if_match_) {
+    // Ceph compares a put's etag with the header's text as it is. The refusal changed nothing, so the
+    // other form may be tried; where the object really is another one it is refused again.
+    for (auto& [name, value] : request.headers) {
+      if (name == "if-match") value = options.if_match;
+    }
+    S3Answer bare = client_->Send(request);
+    if (bare.ok()) bare_if_match_.store(true);
+    answer = std::move(bare);
+  }
   if (!answer.ok()) {
     const bool refused = answer.response.status == 412 || answer.response.status == 409;
     if (!(refused && answer.maybe_done && !mark.empty() && WasOwnWrite(request.key, mark))) {
@@ -331,7 +342,7 @@ Result<ObjectInfo> S3Store::PutWhole(std::string_view key, std::string_view data
 
 Result<ObjectInfo> S3Store::Put(std::string_view key, std::string_view data,
                                 const PutOptions& options) {
-  // Below some parts a single request is quicker than start, parts and completion.
+  // Up to two parts a single request is quicker than start, parts and completion.
   if (static_cast<int64_t>(data.size()) <= 2 * S3Upload::PartBytes(options_, -1)) {
     return PutWhole(key, data, options);
   }

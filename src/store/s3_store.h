@@ -68,6 +68,7 @@ class S3Store : public ObjectStore {
   WorkerPool workers_;
   std::atomic<bool> etag_was_md5_{false};   // At least one object's etag was its MD5.
   std::atomic<bool> etag_not_md5_{false};   // This server's etags are something else.
+  std::atomic<bool> bare_if_match_{false};  // It compares the etag of a put without quotes.
 };
 
 // "s3://bucket/a/b" -> bucket, "a/b".

@@ -238,7 +238,8 @@ Result<std::vector<PendingWrite>> S3Store::PendingWrites() {
   request.verb = "list the uploads of";
   PendingUploadPage page;
   do {
-    request.query = {{"uploads", ""}, {"encoding-type", "url"}, {"prefix", prefix_}};
+    // Without encoding-type: some servers encode these names and do not say so.
+    request.query = {{"uploads", ""}, {"prefix", prefix_}};
     if (!page.next_key.empty()) {
       request.query.emplace_back("key-marker", page.next_key);
       request.query.emplace_back("upload-id-marker", page.next_id);
