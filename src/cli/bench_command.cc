@@ -12,6 +12,7 @@ void RegisterBench(CLI::App& app, Outcome& outcome) {
   RegisterBenchTrain(*bench, outcome);
   RegisterBenchLoad(*bench, outcome);
   RegisterBenchTokenize(*bench, outcome);
+  RegisterBenchStore(*bench, outcome);
 }
 
 }  // namespace tessera::cli

@@ -31,5 +31,6 @@ void RegisterBenchAttention(CLI::App& bench, Outcome& outcome);
 void RegisterBenchTrain(CLI::App& bench, Outcome& outcome);
 void RegisterBenchLoad(CLI::App& bench, Outcome& outcome);
 void RegisterBenchTokenize(CLI::App& bench, Outcome& outcome);
+void RegisterBenchStore(CLI::App& bench, Outcome& outcome);
 
 }  // namespace tessera::cli
