@@ -15,6 +15,9 @@ if(TESSERA_TESTS)
 endif()
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(BROTLIDEC REQUIRED IMPORTED_TARGET libbrotlidec)
+find_package(BZip2 REQUIRED)
+find_package(Snappy REQUIRED)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 
 # yaml-cpp before 0.8 exports a plain target name.

@@ -9,7 +9,8 @@ packages=(
   # Build and tests.
   g++ cmake ninja-build pkg-config ccache
   libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libssl-dev libxxhash-dev
-  libzstd-dev liblzma-dev zlib1g-dev libcurl4-openssl-dev libpugixml-dev libgtest-dev
+  libzstd-dev liblzma-dev zlib1g-dev libbrotli-dev libbz2-dev libsnappy-dev libcurl4-openssl-dev
+  libpugixml-dev libgtest-dev
   # The documents of the quickstart, and the compressors that it is compared with.
   python3-doc perl perl-doc gzip xz-utils
 )

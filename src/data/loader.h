@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "data/stream_options.h"
 
 namespace tessera {
 
@@ -28,6 +29,9 @@ struct LoaderOptions {
   std::optional<int64_t> vocab_size = {};
   bool insert_eos = true;  // false where the samples were concatenated before (llm-foundry).
   std::string column = "tokens";
+  // Instead of `dataset`. The order is that of the streams' names in this list.
+  std::vector<StreamOptions> streams = {};
+  StreamingOptions streaming = {};
 };
 
 // The next sample: the whole state of a loader. The same for every rank.
@@ -52,7 +56,8 @@ struct TokenBatch {
   // so that whole documents sum up exactly. 0 where the dataset does not tell bytes.
   int64_t bytes_covered = 0;
   LoaderState first;            // The position of the global batch's first sample.
-  std::vector<int64_t> samples;  // [batch]: the sample's index in the concatenation (for lineage)
+  std::vector<int64_t> samples;  // [batch]: the row's index in its stream, -1 for padding
+  std::vector<int32_t> streams;  // [batch]: the row's stream
 };
 
 // The documents are concatenated as eos d0 eos d1 eos ... eos and cut into samples of T+1 tokens
@@ -67,11 +72,30 @@ class Loader {
   virtual int64_t samples_per_epoch() const = 0;
   virtual int64_t total_tokens() const = 0;  // Of the concatenation, end-of-text ids included.
   virtual int64_t documents() const = 0;
+  // True where all rows are windows over joined documents, so that another sequence length cuts the
+  // same text; false where a row is a stored sample.
+  virtual bool rows_are_windows() const = 0;
   // The next batch, valid until the next call of Next or Seek. A failure names shard and sample and
   // is returned again by later calls, until Seek.
   virtual Result<const TokenBatch*> Next() = 0;
   virtual LoaderState state() const = 0;  // Of the sample after the last batch that Next returned.
   virtual Status Seek(const LoaderState& state) = 0;  // O(1)
+
+  struct StreamReport {
+    std::string name;
+    int64_t rows = 0;           // Of the stream.
+    int64_t rows_an_epoch = 0;  // 0 where it is not known beforehand.
+    int64_t downloads = 0;
+    int64_t downloaded_bytes = 0;
+  };
+  struct Report {
+    std::vector<StreamReport> streams;
+    std::vector<std::string> quarantined;  // Shards given up, with the reason.
+    int64_t replaced_rows = 0;
+    int64_t cache_bytes = 0;
+    int64_t most_cache_bytes = 0;
+  };
+  virtual Report report() const = 0;
 };
 
 struct EvalOptions {

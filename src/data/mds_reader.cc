@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <utility>
 
-#include "data/input_stream.h"
+#include "data/shard_codec.h"
 
 namespace tessera {
 
@@ -16,32 +15,11 @@ namespace {
 // The compressed file, decompressed. The index bounds the result.
 Result<std::vector<char>> Decompress(const std::filesystem::path& folder, const MdsShard& shard) {
   const std::filesystem::path path = folder / shard.zip->basename;
-  const std::string algorithm = shard.compression.substr(0, shard.compression.find(':'));
-  if (algorithm != "zstd" && algorithm != "gz") {
-    return Unsupported(fmt::format("'{}' is compressed with '{}'; zstd and gz are read", path.string(),
-                                   shard.compression));
-  }
-  TESSERA_ASSIGN(std::unique_ptr<InputStream> stream, InputStream::OpenFile(path));
-  // Grown as data arrive, so that a small file can't claim gigabytes.
-  std::vector<char> out;
-  int64_t done = 0;
-  while (done <= shard.raw.bytes) {
-    if (done == static_cast<int64_t>(out.size())) {
-      out.resize(static_cast<size_t>(
-          std::min(shard.raw.bytes + 1, std::max<int64_t>(2 * done, int64_t{1} << 20))));
-    }
-    TESSERA_ASSIGN(const int64_t got,
-                   stream->Read(out.data() + done, static_cast<int64_t>(out.size()) - done));
-    if (got == 0) break;
-    done += got;
-  }
-  out.resize(static_cast<size_t>(done));
-  if (done != shard.raw.bytes) {
-    return Corrupt(fmt::format("'{}' decompresses to {} bytes where its index says {}", path.string(),
-                               done > shard.raw.bytes ? "more" : fmt::format("{}", done),
-                               shard.raw.bytes));
-  }
-  return out;
+  TESSERA_ASSIGN(const MappedFile file, MappedFile::Open(path));
+  return DecompressShard(
+      shard.compression,
+      {reinterpret_cast<const char*>(file.data()), static_cast<size_t>(file.size())},
+      shard.raw.bytes, path.string());
 }
 
 }  // namespace
@@ -133,6 +111,7 @@ std::string MdsReader::Where(int64_t sample) const {
 Result<const MdsShardFile*> MdsReader::OpenShard(int64_t shard) {
   int64_t& slot = slot_[static_cast<size_t>(shard)];
   if (slot >= 0) return &open_[static_cast<size_t>(slot)];
+  if (before_open_) TESSERA_TRY(before_open_(shard));
   TESSERA_ASSIGN(MdsShardFile file,
                  MdsShardFile::Open(folder_, index_.shards[static_cast<size_t>(shard)]));
   if (file.decompressed() && decompressed_shard_ >= 0) {
@@ -142,10 +121,23 @@ Result<const MdsShardFile*> MdsReader::OpenShard(int64_t shard) {
     decompressed_shard_ = shard;
   } else {
     if (file.decompressed()) decompressed_shard_ = shard;
-    slot = static_cast<int64_t>(open_.size());
-    open_.push_back(std::move(file));
+    if (free_.empty()) {
+      free_.push_back(static_cast<int64_t>(open_.size()));
+      open_.emplace_back();
+    }
+    slot = free_.back();
+    free_.pop_back();
+    open_[static_cast<size_t>(slot)] = std::move(file);
   }
   return &open_[static_cast<size_t>(slot)];
+}
+
+void MdsReader::CloseShard(int64_t shard) {
+  int64_t& slot = slot_[static_cast<size_t>(shard)];
+  if (slot < 0) return;
+  open_[static_cast<size_t>(slot)] = MdsShardFile();
+  free_.push_back(std::exchange(slot, -1));
+  if (decompressed_shard_ == shard) decompressed_shard_ = -1;
 }
 
 Result<std::string_view> MdsReader::Sample(int64_t sample) {

@@ -55,6 +55,12 @@ class MdsReader {
   const MdsShard& ShardOf(int64_t sample) const {
     return index_.shards[static_cast<size_t>(index_.ShardOf(sample))];
   }
+  // Called before a shard's file is opened, to bring it here; must be set before the first sample.
+  void set_before_open(std::function<Status(int64_t shard)> before_open) {
+    before_open_ = std::move(before_open);
+  }
+  // Unmaps a shard; it is opened again when a sample of it is asked for.
+  void CloseShard(int64_t shard);
   // "<folder>: shard <name>, sample <i> (<j> in the shard)", the context of errors.
   std::string Where(int64_t sample) const;
 
@@ -65,7 +71,9 @@ class MdsReader {
   MdsIndex index_;
   std::vector<MdsShardFile> open_;
   std::vector<int64_t> slot_;  // [shards]: index into open_ or -1.
+  std::vector<int64_t> free_;  // Slots of shards that were closed.
   int64_t decompressed_shard_ = -1;
+  std::function<Status(int64_t)> before_open_;
 };
 
 // Writes the raw files of shards that exist only compressed, since random access needs them.

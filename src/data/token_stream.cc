@@ -16,21 +16,26 @@ constexpr uint64_t kDocumentOrderStream = ~uint64_t{0};
 
 }  // namespace
 
-Result<std::unique_ptr<TokenStream>> TokenStream::Open(const TokenStreamOptions& options) {
-  std::optional<int32_t> eos_id = options.eos_id;
-  std::optional<int64_t> vocab_size = options.vocab_size;
-  if (!eos_id || !vocab_size) {
-    // "folder/" and "folder" have different parents.
-    std::filesystem::path folder = options.dataset;
-    if (!folder.has_filename()) folder = folder.parent_path();
-    const Result<DatasetInfo> info = ReadDatasetInfo(folder / "..");
-    if (info.ok()) {
-      if (!eos_id) eos_id = info->eos_id;
-      if (!vocab_size) vocab_size = info->vocab_size;
-    } else if (info.error().code != ErrorCode::kNotFound) {
-      return info.error();
-    }
+Status TakeFromManifest(TokenStreamOptions* options) {
+  if (options->eos_id && options->vocab_size) return {};
+  // "folder/" and "folder" have different parents.
+  std::filesystem::path folder = options->dataset;
+  if (!folder.has_filename()) folder = folder.parent_path();
+  const Result<DatasetInfo> info = ReadDatasetInfo(folder / "..");
+  if (info.ok()) {
+    if (!options->eos_id) options->eos_id = info->eos_id;
+    if (!options->vocab_size) options->vocab_size = info->vocab_size;
+  } else if (info.error().code != ErrorCode::kNotFound) {
+    return info.error();
   }
+  return {};
+}
+
+Result<std::unique_ptr<TokenStream>> TokenStream::Open(const TokenStreamOptions& given) {
+  TokenStreamOptions options = given;
+  TESSERA_TRY(TakeFromManifest(&options));
+  const std::optional<int32_t> eos_id = options.eos_id;
+  const std::optional<int64_t> vocab_size = options.vocab_size;
   TESSERA_ASSIGN(MdsReader reader, MdsReader::Open(options.dataset));
   if (options.insert_eos && !eos_id) {
     return InvalidArgument(fmt::format("'{}' has no dataset.json beside it, so the end-of-text id is "
@@ -41,7 +46,11 @@ Result<std::unique_ptr<TokenStream>> TokenStream::Open(const TokenStreamOptions&
     return InvalidArgument(fmt::format("end-of-text id {} is not below the vocabulary size {}",
                                        *eos_id, *vocab_size));
   }
-  TESSERA_TRY(ExpandMdsShards(options.dataset, reader.index()));
+  if (options.before_open) {
+    reader.set_before_open(options.before_open);
+  } else {
+    TESSERA_TRY(ExpandMdsShards(options.dataset, reader.index()));
+  }
   TESSERA_ASSIGN(DocumentTable table, DocumentTable::Open(reader, options.column));
   if (table.total_tokens() == 0) {
     return InvalidArgument(fmt::format("'{}' holds no tokens", options.dataset.string()));
@@ -62,6 +71,21 @@ Result<std::unique_ptr<TokenStream>> TokenStream::Open(const TokenStreamOptions&
   stream->starts_.back() = position;
   stream->size_ = position + stream->separator_;
   return stream;
+}
+
+IndexRange TokenStream::ShardsOf(int64_t begin, int64_t count) const {
+  const MdsIndex& index = reader_.index();
+  if (order_) return {0, static_cast<int64_t>(index.shards.size()) - 1};
+  const int64_t first = std::min(PlaceOf(begin), documents() - 1);
+  const int64_t last = std::min(PlaceOf(begin + count - 1), documents() - 1);
+  return {index.ShardOf(first), index.ShardOf(last)};
+}
+
+IndexRange TokenStream::TokensOf(int64_t shard) const {
+  if (order_) return {0, size_ - 1};
+  const std::vector<int64_t>& first = reader_.index().first_sample;
+  return {starts_[static_cast<size_t>(first[static_cast<size_t>(shard)])],
+          starts_[static_cast<size_t>(first[static_cast<size_t>(shard) + 1])] - 1};
 }
 
 int64_t TokenStream::PlaceOf(int64_t position) const {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +24,17 @@ struct TokenStreamOptions {
   bool insert_eos = true;
   bool shuffle_documents = false;
   uint64_t seed = 0;
+  // Where set, shards come one by one: called before each is opened. Then documents.idx must be there.
+  std::function<Status(int64_t shard)> before_open = {};
+};
+
+// Fills in what ../dataset.json says where the options leave it open; no error where there is none.
+Status TakeFromManifest(TokenStreamOptions* options);
+
+// A range [first, last], empty where last < first.
+struct IndexRange {
+  int64_t first = 0;
+  int64_t last = -1;
 };
 
 // Positions: eos d0 eos d1 eos ... eos with insert_eos, else d0 d1 ... A document's segment begins
@@ -50,6 +62,13 @@ class TokenStream {
   // The place in the order of the document whose segment holds `position`; documents() for the eos
   // at the end.
   int64_t PlaceOf(int64_t position) const;
+
+  // Shards that tokens [begin, begin + count) lie in, for a stream in stored order; all of them where
+  // documents are shuffled. ShardsOf and TokensOf may be called from any thread.
+  IndexRange ShardsOf(int64_t begin, int64_t count) const;
+  // Tokens of a shard's documents.
+  IndexRange TokensOf(int64_t shard) const;
+  void CloseShard(int64_t shard) { reader_.CloseShard(shard); }
 
  private:
   TokenStream(MdsReader reader, DocumentTable table)

@@ -108,7 +108,7 @@ def check_theirs(work):
             "raw": bytes(rng.integers(0, 256, 20).astype(np.uint8)),
             "meta": {"k": [1, None, "é"]}, "f": np.float32(i) / 3, "h": np.float16(i) / 3,
             "dec": 10**30 + i})
-    for compression in [None, "zstd", "zstd:7", "gz"]:
+    for compression in [None, "zstd", "zstd:7", "gz", "br", "bz2", "snappy"]:
         folder = os.path.join(work, f"theirs-{compression}".replace(":", "-"))
         with MDSWriter(out=folder, columns=columns, compression=compression, size_limit=1 << 16,
                        hashes=["blake2b", "md5", "sha1", "sha3_256", "xxh128", "xxh3_64"]) as writer:

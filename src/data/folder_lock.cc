@@ -1,0 +1,51 @@
+#include "data/folder_lock.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace tessera {
+
+namespace {
+
+constexpr const char* kLockFile = ".tessera-lock";
+
+bool SetLock(int fd, int64_t place, short type) {
+  struct flock range = {};
+  range.l_type = type;
+  range.l_whence = SEEK_SET;
+  range.l_start = place;
+  range.l_len = 1;
+  if (::fcntl(fd, F_OFD_SETLK, &range) == 0) return true;
+  return errno != EAGAIN && errno != EACCES;
+}
+
+}  // namespace
+
+Result<FolderLock> FolderLock::Open(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / kLockFile;
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd < 0) return ErrnoError("cannot open the cache's lock file", path.string(), errno);
+  return FolderLock(fd);
+}
+
+FolderLock::FolderLock(FolderLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+
+FolderLock& FolderLock::operator=(FolderLock&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+FolderLock::~FolderLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+bool FolderLock::TryLock(int64_t place, Mode mode) {
+  return SetLock(fd_, place, mode == Mode::kShared ? F_RDLCK : F_WRLCK);
+}
+
+void FolderLock::Unlock(int64_t place) { (void)SetLock(fd_, place, F_UNLCK); }
+
+}  // namespace tessera
