@@ -14,7 +14,9 @@
 #include "base/time.h"
 #include "cli/commands.h"
 #include "data/loader.h"
+#include "data/mds_reader.h"
 #include "data/mds_writer.h"
+#include "data/native_order.h"
 
 namespace tessera::cli {
 
@@ -79,6 +81,50 @@ double MemoryReadLimit() {
   return sink == 0 ? 0 : best;
 }
 
+// Samples a second that one thread reads, at random places, into int32 ids.
+Result<double> MdsReadRate(const fs::path& folder, const std::string& column, double seconds) {
+  TESSERA_ASSIGN(MdsReader reader, MdsReader::Open(folder));
+  std::vector<std::string_view> values;
+  std::vector<int32_t> ids;
+  const Stopwatch watch;
+  int64_t done = 0;
+  while (done % 64 != 0 || watch.Seconds() < seconds) {
+    const int64_t sample = done++ * 7919 % reader.samples();
+    const MdsShard& shard = reader.ShardOf(sample);
+    const int64_t at = shard.FindColumn(column);
+    if (at < 0) return InvalidArgument(fmt::format("{}: no column '{}'", reader.Where(sample), column));
+    TESSERA_TRY(reader.Columns(sample, &values));
+    TESSERA_ASSIGN(const MdsTokens tokens,
+                   ParseMdsTokens(shard.columns[static_cast<size_t>(at)].encoding,
+                                  values[static_cast<size_t>(at)]));
+    ids.resize(static_cast<size_t>(tokens.count));
+    if (CopyMdsTokens(tokens, 0, tokens.count, ids.data()) < 0) {
+      return Corrupt(fmt::format("{}: a token id is negative", reader.Where(sample)));
+    }
+  }
+  return static_cast<double>(done) / watch.Seconds();
+}
+
+// Milliseconds to find a batch of 512 samples anywhere in a mixture of 10^12 tokens in rows of 2,048.
+Result<double> OrderJumpMs() {
+  TESSERA_ASSIGN(const NativeOrder order,
+                 NativeOrder::Make({.streams = {{.samples = 300'000'000, .chunk = 8192},
+                                                {.samples = 188'281'250, .chunk = 8192}},
+                                    .weights = {{.proportion = 0.7}, {.proportion = 0.3}},
+                                    .seed = 1,
+                                    .block_size = int64_t{1} << 18}));
+  double worst = 0;
+  int64_t sum = 0;
+  for (int64_t jump = 1; jump <= 100; ++jump) {
+    const Stopwatch watch;
+    for (int64_t row = 0; row < 512; ++row) {
+      sum += order.At(jump, jump * 4'000'037 + row).sample;
+    }
+    worst = std::max(worst, 1000 * watch.Seconds());
+  }
+  return sum < 0 ? 0 : worst;
+}
+
 // A folder of this process that is gone at the end.
 class ScratchFolder {
  public:
@@ -130,8 +176,12 @@ Status Run(const Flags& flags) {
   TESSERA_TRY(loader->Seek({1000, static_cast<int64_t>(seek_position / 2)}));
   TESSERA_ASSIGN([[maybe_unused]] const TokenBatch* batch, loader->Next());
   const double seek_ms = 1000 * seek_watch.Seconds();
+  TESSERA_ASSIGN(const double read_per_s, MdsReadRate(options.dataset, options.column, flags.seconds));
+  TESSERA_ASSIGN(const double jump_ms, OrderJumpMs());
   if (flags.json) {
     const Json json = {{"samples_per_s", samples_per_s},
+                       {"stored_samples_read_per_s", read_per_s},
+                       {"order_jump_ms_at_1e12_tokens", jump_ms},
                        {"sequence_length", flags.sequence_length},
                        {"batch_size", flags.batch_size},
                        {"tokens_per_s", samples_per_s * static_cast<double>(flags.sequence_length)},
@@ -150,6 +200,8 @@ Status Run(const Flags& flags) {
              flags.sequence_length, FormatBytes(static_cast<int64_t>(bytes_per_s)));
   fmt::print("memory read limit, one thread: {}/s; fraction {:.2f}\n",
              FormatBytes(static_cast<int64_t>(limit)), bytes_per_s / limit);
+  fmt::print("stored samples read at random, one thread: {}/s\n", FormatCount(read_per_s));
+  fmt::print("worst jump to a batch of 512 at 10^12 tokens: {:.3f} ms\n", jump_ms);
   fmt::print("open {:.1f} ms, jump to another epoch and its first batch {:.2f} ms\n",
              1000 * open_seconds, seek_ms);
   return {};

@@ -158,7 +158,10 @@ class RunFileReader {
       }
     }
     if (c.data.build_folder.empty()) c.data.build_folder = c.save_folder + "/dataset";
-    if (!Given("data.shuffle_seed")) c.data.shuffle_seed = c.seed;
+    if (!Given("data.shuffle_seed")) {
+      // mosaicml-streaming's default, for its orders.
+      c.data.shuffle_seed = c.data.streaming.shuffle_algo == "native" ? c.seed : 9176;
+    }
 
     ModelConfig& m = c.model;
     if (c.max_seq_len == 0) c.max_seq_len = m.max_seq_len;
@@ -363,6 +366,18 @@ class RunFileReader {
         break;
       }
     }
+    if (!c.data.streams.empty() && (!c.data.sources.empty() || !c.data.dataset.empty())) {
+      Fail({"data.streams"}, "data.sources or data.dataset is set too: remove one");
+    }
+    if (!c.data.streams.empty() && c.tokenizer.train.vocab_size > 0) {
+      Fail({"tokenizer.train.vocab_size"}, "streams hold tokens or text of their own; set tokenizer.name");
+    }
+    if (c.data.eval_streams.size() > 1) {
+      Fail({"data.eval_streams"}, "there is more than one; evaluation takes a single stream");
+    }
+    if (c.data.streams.empty() && !c.data.eval_streams.empty()) {
+      Fail({"data.eval_streams"}, "goes with data.streams");
+    }
     if (c.compare_compressors && c.data.sources.empty()) {
       Fail({"compare_compressors"}, "needs data.sources: a dataset does not keep the text");
     }
@@ -442,10 +457,10 @@ Result<RunConfig> ReadRunFile(const std::filesystem::path& path,
 }
 
 Status CheckTrainable(const RunConfig& config) {
-  if (config.data.sources.empty() && config.data.dataset.empty()) {
+  if (config.data.sources.empty() && config.data.dataset.empty() && config.data.streams.empty()) {
     return InvalidArgument(
         "the run file names nothing to train on: set data.sources.NAME=PATH (files, a folder or a "
-        "pattern) or data.dataset=FOLDER");
+        "pattern), data.dataset=FOLDER or data.streams.NAME=URL");
   }
   return {};
 }

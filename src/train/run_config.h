@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "data/source.h"
+#include "data/stream_options.h"
 #include "model/config.h"
 #include "model/plan.h"
 #include "train/duration.h"
@@ -67,6 +68,10 @@ struct DataSettings {
   uint64_t shuffle_seed = 0;  // the run's seed where the file does not say
   int prefetch = 4;           // batches
   DataVerify verify = DataVerify::kAuto;
+  std::vector<StreamOptions> streams;       // instead of `dataset`, in the file's order
+  std::vector<StreamOptions> eval_streams;  // at most one
+  StreamOptions stream_defaults;            // what a stream does not set itself
+  StreamingOptions streaming;
   // For datasets that Tessera did not write:
   int64_t eos_id = -1;  // -1: from the dataset
   bool insert_eos = true;

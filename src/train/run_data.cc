@@ -12,6 +12,7 @@
 #include "base/strings.h"
 #include "base/time.h"
 #include "data/build.h"
+#include "data/shard_cache.h"
 #include "data/source.h"
 #include "tokenizer/bpe_trainer.h"
 
@@ -249,11 +250,63 @@ Result<RunData> FromDataset(const RunConfig& config, const PrepareOptions& optio
   return data;
 }
 
+// Only what describes the streams is fetched here; their shards come while training needs them.
+Result<RunData> FromStreams(const RunConfig& config, const PrepareOptions& options) {
+  RunData data;
+  data.foreign = true;
+  Sha256 identity;
+  int64_t samples = 0;
+  for (const StreamOptions& stream : config.data.streams) {
+    TESSERA_ASSIGN(const std::unique_ptr<ShardCache> cache, ShardCache::Open(stream));
+    TESSERA_ASSIGN(const std::string index, ReadFile(cache->folder() / "index.json"));
+    identity.Update(fmt::format("{} {} {} {} {}\n", Xxh3(stream.name), Sha256Hex(index),
+                                stream.weight.proportion.value_or(-1), stream.weight.repeat.value_or(-1),
+                                stream.weight.choose.value_or(-1)));
+    samples += cache->index().samples();
+    const Result<DatasetInfo> info = ReadDatasetInfo(cache->folder() / "..");
+    if (!info.ok() || stream.split.empty()) continue;
+    if (data.vocab_size > 0 && data.dataset.tokenizer_fingerprint != info->tokenizer_fingerprint) {
+      return InvalidArgument(fmt::format("stream '{}' was tokenized with another tokenizer than '{}'",
+                                         stream.name, config.data.streams.front().name));
+    }
+    data.vocab_size = info->vocab_size;
+    data.dataset.tokenizer_fingerprint = info->tokenizer_fingerprint;
+    data.dataset.eos_id = info->eos_id;
+    const fs::path tokenizer = fs::path(cache->folder()).parent_path() / "tokenizer.json";
+    if (config.tokenizer.name.empty() && !data.tokenizer && PathExists(tokenizer)) {
+      TESSERA_ASSIGN(data.tokenizer, Tokenizer::Load(tokenizer));
+    }
+  }
+  data.dataset.fingerprint = identity.FinishHex();
+  if (!config.tokenizer.name.empty()) {
+    fs::path file = config.tokenizer.name;
+    if (fs::is_directory(file)) file /= "tokenizer.json";
+    TESSERA_ASSIGN(data.tokenizer, Tokenizer::Load(file));
+    if (data.vocab_size > 0 && data.tokenizer->fingerprint() != data.dataset.tokenizer_fingerprint) {
+      return InvalidArgument(fmt::format(
+          "the streams were tokenized with another tokenizer than '{}': leave tokenizer.name out",
+          file.string()));
+    }
+  }
+  if (data.vocab_size == 0 && data.tokenizer) data.vocab_size = data.tokenizer->vocab_size();
+  options.say(fmt::format("streams: {} with {} stored samples", config.data.streams.size(),
+                          FormatCount(static_cast<double>(samples))));
+  for (const StreamOptions& stream : config.data.eval_streams) {
+    TESSERA_ASSIGN(const std::unique_ptr<ShardCache> cache, ShardCache::Open(stream));
+    for (size_t shard = 0; shard < cache->index().shards.size(); ++shard) {
+      TESSERA_TRY(cache->Fetch(static_cast<int64_t>(shard)));
+    }
+    data.validation_folder = cache->folder();
+  }
+  return data;
+}
+
 }  // namespace
 
 Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& options) {
+  if (!config.data.streams.empty()) return FromStreams(config, options);
   if (config.data.dataset.empty() && config.data.sources.empty()) {
-    return InvalidArgument("the run file names no data: set data.sources or data.dataset");
+    return InvalidArgument("the run file names no data: set data.sources, data.dataset or data.streams");
   }
   Result<RunData> prepared =
       config.data.dataset.empty() ? FromSources(config, options) : FromDataset(config, options);

@@ -195,7 +195,7 @@ const std::vector<std::pair<std::string, std::string>>& RunSections() {
 
 std::optional<std::string> HintForForeignKey(std::string_view path) {
   static constexpr std::array<std::pair<std::string_view, std::string_view>, 24> kHints = {{
-      {"train_loader", "describe the text under data.sources, or name a dataset in data.dataset"},
+      {"train_loader", "describe the text under data.sources, or name datasets in data.streams or data.dataset"},
       {"eval_loader", "data.validation_fraction holds documents out for evaluation"},
       {"eval_loaders", "data.validation_fraction holds documents out for evaluation"},
       {"device_train_batch_size", "set global_train_batch_size"},

@@ -62,6 +62,7 @@ void AddRunKeys(std::vector<RunKey>* keys);
 void AddModelKeys(std::vector<RunKey>* keys);
 void AddTrainingKeys(std::vector<RunKey>* keys);
 void AddDataKeys(std::vector<RunKey>* keys);
+void AddStreamKeys(std::vector<RunKey>* keys);
 
 // Values as written in the file; nullopt when they are of another type.
 std::optional<bool> YamlBool(const YamlValue& value);

@@ -251,6 +251,7 @@ void AddDataKeys(std::vector<RunKey>* keys) {
   add(TextKey(
       "data.column", [](auto& c) -> auto& { return c.data.column; },
       "The column that holds token ids."));
+  AddStreamKeys(keys);
 }
 
 }  // namespace tessera

@@ -233,6 +233,14 @@ Status Trainer::OpenLoader() {
   }
   options.insert_eos = config_.data.insert_eos;
   options.column = config_.data.column;
+  options.streams = config_.data.streams;
+  options.streaming = config_.data.streaming;
+  if (data_.tokenizer) {
+    options.streaming.encode = [tokenizer = *data_.tokenizer](std::string_view text,
+                                                              std::vector<int32_t>* ids) {
+      tokenizer.Encode(text, ids);
+    };
+  }
   TESSERA_ASSIGN(loader_, Loader::Open(options));
   const int64_t samples = loader_->samples_per_epoch();
   if (samples < 1) {
@@ -242,7 +250,10 @@ Status Trainer::OpenLoader() {
                     loader_->total_tokens(), length));
   }
   if (state_.progress.step > 0) {
-    state_.loader = ConvertLoaderState(state_.loader, state_.sequence_length, length, samples);
+    // A stored sample stays the same one whatever the length.
+    if (loader_->rows_are_windows()) {
+      state_.loader = ConvertLoaderState(state_.loader, state_.sequence_length, length, samples);
+    }
     TESSERA_TRY(loader_->Seek(state_.loader));
   }
   return {};
