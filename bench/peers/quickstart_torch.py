@@ -5,7 +5,7 @@ Reads the dataset that Tessera built (same files, same split, same tokenizer), t
 seconds on the same cores, and scores the same held-out documents in bits per byte. Compiled, fp32,
 Muon for matrices and AdamW for the rest, warm-up-stable-decay; compilation is not counted.
 
-  .venv/bin/python bench/peers/quickstart_torch.py --data runs/quickstart/data --seconds 180
+  .venv/bin/python bench/peers/quickstart_torch.py --data runs/quickstart/dataset --seconds 180
 """
 import argparse
 import json
@@ -124,7 +124,7 @@ class Muon(torch.optim.Optimizer):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", default="runs/quickstart/data")
+    parser.add_argument("--data", default="runs/quickstart/dataset")
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
@@ -137,8 +137,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     data = pathlib.Path(args.data)
-    eos = json.loads((data / "dataset.json").read_text()).get("eos_id", 0)
-    vocab = json.loads((data / "dataset.json").read_text())["vocab_size"]
+    tokenizer = json.loads((data / "dataset.json").read_text())["tokenizer"]
+    eos, vocab = tokenizer["eos_id"], tokenizer["vocab_size"]
     documents, _ = read_mds(data / "train")
     held_out, held_out_bytes = read_mds(data / "validation")
     order = np.random.default_rng(0).permutation(len(documents))

@@ -285,23 +285,21 @@ void RunBench(const Flags& flags) {
 
 }  // namespace
 
-void RegisterBenchAttention(CLI::App& bench, Outcome& /*outcome*/) {
-  CLI::App* command = bench.add_subcommand(
+void RegisterBenchAttention(Command bench, Outcome& /*outcome*/) {
+  Command command = bench.AddCommand(
       "attention", "Attention forward, backward and decoding beside this machine's limits");
   auto flags = std::make_shared<Flags>();
-  command->add_option("--threads", flags->threads, "Threads; 0: every core")
-      ->check(CLI::Range(0, 4096));
-  command->add_option("--seconds", flags->seconds, "Time of each measurement")
-      ->check(CLI::Range(0.01, 60.0));
-  command->add_option("--dtype", flags->dtype, "Type of queries, keys and values")
-      ->check(CLI::IsMember({"fp32", "bf16"}));
-  command->add_flag("--json", flags->json, "Print one JSON object");
-  command->footer(
+  command.AddOption("--threads", flags->threads, "Threads; 0: every core").Range(0, 4096);
+  command.AddOption("--seconds", flags->seconds, "Time of each measurement").Range(0.01, 60.0);
+  command.AddOption("--dtype", flags->dtype, "Type of queries, keys and values")
+      .OneOf({"fp32", "bf16"});
+  command.AddFlag("--json", flags->json, "Print one JSON object");
+  command.SetFooter(
       "Examples:\n"
       "  tessera bench attention\n"
       "  tessera bench attention --dtype bf16 --threads 1 --json\n"
       "FLOPs count the causal half of the scores. Each figure is the best pass.");
-  command->callback([flags] { RunBench(*flags); });
+  command.SetCallback([flags] { RunBench(*flags); });
 }
 
 }  // namespace tessera::cli

@@ -341,25 +341,24 @@ Status Run(const Flags& flags) {
 
 }  // namespace
 
-void RegisterBenchGemm(CLI::App& bench, Outcome& outcome) {
+void RegisterBenchGemm(Command bench, Outcome& outcome) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = bench.add_subcommand(
+  Command command = bench.AddCommand(
       "gemm", "Matrix products of GPT-2 and of a small model beside the raw multiply-add rate");
-  command->add_option("--layer", flags->filter,
-                      "Only layers whose name contains this, or 'decode' or 'muon'");
-  command->add_option("--threads", flags->threads,
-                      "Threads of the second half (default: all cores)");
-  command->add_option("--rounds", flags->rounds, "Rounds of which the median is printed");
-  command->add_option("--seconds", flags->seconds, "Seconds of products in a round");
-  command->add_flag("--json", flags->json, "Print JSON");
-  command->footer(
+  command.AddOption("--layer", flags->filter,
+                    "Only layers whose name contains this, or 'decode' or 'muon'");
+  command.AddOption("--threads", flags->threads, "Threads of the second half (default: all cores)");
+  command.AddOption("--rounds", flags->rounds, "Rounds of which the median is printed");
+  command.AddOption("--seconds", flags->seconds, "Seconds of products in a round");
+  command.AddFlag("--json", flags->json, "Print JSON");
+  command.SetFooter(
       "Examples:\n"
       "  tessera bench gemm\n"
       "  tessera bench gemm --layer 'gpt2 up' --json\n"
       "The fraction is of the bare multiply-add instruction on the same threads, measured in "
       "turns\n"
       "with the products.");
-  command->callback([flags, &outcome] { outcome.status = Run(*flags); });
+  command.SetCallback([flags, &outcome] { outcome.status = Run(*flags); });
 }
 
 }  // namespace tessera::cli

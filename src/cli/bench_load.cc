@@ -38,9 +38,9 @@ constexpr int64_t kVocabulary = 50257;
 
 // Random ids in documents of 1 to 4,000 tokens, as uint16.
 Status WriteDataset(const fs::path& folder, int64_t bytes) {
-  TESSERA_ASSIGN(MdsWriter writer, MdsWriter::Create({.folder = folder,
-                                                      .columns = {{"tokens", "ndarray:uint16"}},
-                                                      .hashes = {}}));
+  TESSERA_ASSIGN(MdsWriter writer,
+                 MdsWriter::Create(
+                     {.folder = folder, .columns = {{"tokens", "ndarray:uint16"}}, .hashes = {}}));
   const RngKey key{.seed = 1, .purpose = RngPurpose::kSampling};
   std::vector<int32_t> ids;
   std::string value;
@@ -209,22 +209,21 @@ Status Run(const Flags& flags) {
 
 }  // namespace
 
-void RegisterBenchLoad(CLI::App& bench, Outcome& outcome) {
+void RegisterBenchLoad(Command bench, Outcome& outcome) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* load = bench.add_subcommand("load", "Samples a second from the training loader");
-  load->add_option("--dataset", flags->dataset, "A split's folder; made for the run where absent");
-  load->add_option("--sequence-length", flags->sequence_length)->capture_default_str();
-  load->add_option("--batch", flags->batch_size, "Samples in a batch")->capture_default_str();
-  load->add_option("--megabytes", flags->megabytes, "Size of the dataset that is made")
-      ->capture_default_str();
-  load->add_option("--seconds", flags->seconds)->capture_default_str();
-  load->add_flag("!--no-shuffle", flags->shuffle, "Samples in stored order");
-  load->add_flag("--json", flags->json, "Report as JSON");
-  load->footer(
+  Command load = bench.AddCommand("load", "Samples a second from the training loader");
+  load.AddOption("--dataset", flags->dataset, "A split's folder; made for the run where absent");
+  load.AddOption("--sequence-length", flags->sequence_length).ShowDefault();
+  load.AddOption("--batch", flags->batch_size, "Samples in a batch").ShowDefault();
+  load.AddOption("--megabytes", flags->megabytes, "Size of the dataset that is made").ShowDefault();
+  load.AddOption("--seconds", flags->seconds).ShowDefault();
+  load.AddFlag("!--no-shuffle", flags->shuffle, "Samples in stored order");
+  load.AddFlag("--json", flags->json, "Report as JSON");
+  load.SetFooter(
       "Examples:\n"
       "  tessera bench load --json\n"
       "  tessera bench load --dataset data/docs/train --sequence-length 1024");
-  load->callback([flags, &outcome] { outcome.status = Run(*flags); });
+  load.SetCallback([flags, &outcome] { outcome.status = Run(*flags); });
 }
 
 }  // namespace tessera::cli

@@ -91,8 +91,8 @@ void Print(const char* name, const Flags& flags, const Phase& phase) {
 }
 
 Status Run(const Flags& flags) {
-  if (flags.objects < 1 || flags.bytes < 0 || flags.bytes > int64_t{1} << 30 || flags.parallel < 1 ||
-      flags.parallel > 1024) {
+  if (flags.objects < 1 || flags.bytes < 0 || flags.bytes > int64_t{1} << 30 ||
+      flags.parallel < 1 || flags.parallel > 1024) {
     return InvalidArgument("--objects must be at least 1, --bytes 0 to 2^30, --parallel 1 to 1024");
   }
   const std::string content = RandomBytes(flags.bytes);
@@ -103,7 +103,8 @@ Status Run(const Flags& flags) {
   TESSERA_ASSIGN(const Phase get, Measure(flags, [&](ObjectStore& store, const std::string& key) {
                    const auto done = store.Get(key);
                    if (!done.ok()) return Status(done.error());
-                   return *done == content ? Status() : Status(Corrupt(key + " is not what was put"));
+                   return *done == content ? Status()
+                                           : Status(Corrupt(key + " is not what was put"));
                  }));
   if (!flags.keep) {
     TESSERA_ASSIGN([[maybe_unused]] const Phase removed,
@@ -112,12 +113,9 @@ Status Run(const Flags& flags) {
                    }));
   }
   if (flags.json) {
-    const Json json = {{"url", flags.url},
-                       {"objects", flags.objects},
-                       {"object_bytes", flags.bytes},
-                       {"parallel", flags.parallel},
-                       {"put", Report(flags, put)},
-                       {"get", Report(flags, get)}};
+    const Json json = {
+        {"url", flags.url},           {"objects", flags.objects},  {"object_bytes", flags.bytes},
+        {"parallel", flags.parallel}, {"put", Report(flags, put)}, {"get", Report(flags, get)}};
     fmt::print("{}\n", json.dump(2));
     return {};
   }
@@ -128,21 +126,21 @@ Status Run(const Flags& flags) {
 
 }  // namespace
 
-void RegisterBenchStore(CLI::App& bench, Outcome& outcome) {
+void RegisterBenchStore(Command bench, Outcome& outcome) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* store = bench.add_subcommand("store", "Put and get objects of one size, verified");
-  store->add_option("url", flags->url, "Where; objects go to tessera-bench/ below it")->required();
-  store->add_option("--objects", flags->objects)->capture_default_str();
-  store->add_option("--bytes", flags->bytes, "Of each object")->capture_default_str();
-  store->add_option("--parallel", flags->parallel, "Requests at once")->capture_default_str();
-  store->add_flag("--keep", flags->keep, "Leave the objects there");
-  store->add_flag("--json", flags->json, "Report as JSON");
-  store->footer(
+  Command store = bench.AddCommand("store", "Put and get objects of one size, verified");
+  store.AddOption("url", flags->url, "Where; objects go to tessera-bench/ below it").Required();
+  store.AddOption("--objects", flags->objects).ShowDefault();
+  store.AddOption("--bytes", flags->bytes, "Of each object").ShowDefault();
+  store.AddOption("--parallel", flags->parallel, "Requests at once").ShowDefault();
+  store.AddFlag("--keep", flags->keep, "Leave the objects there");
+  store.AddFlag("--json", flags->json, "Report as JSON");
+  store.SetFooter(
       "Examples:\n"
       "  tessera bench store --json s3://bucket/trial\n"
       "  tessera bench store --objects 100 --bytes 64000000 --parallel 4 s3://bucket/trial\n"
       "  bench/peers/store.sh s3://bucket/trial    s3cmd and awscli beside it");
-  store->callback([flags, &outcome] { outcome.status = Run(*flags); });
+  store.SetCallback([flags, &outcome] { outcome.status = Run(*flags); });
 }
 
 }  // namespace tessera::cli

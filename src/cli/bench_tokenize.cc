@@ -1,4 +1,5 @@
-// `tessera bench tokenize`: encoding and training rates beside the memory read rate of the same run.
+// `tessera bench tokenize`: encoding and training rates beside the memory read rate of the same
+// run.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -61,11 +62,10 @@ double ReadRate(ThreadPool& pool) {
   std::atomic<uint64_t> sink{0};
   for (int repeat = 0; repeat < 5; ++repeat) {
     const Stopwatch watch;
-    pool.ParallelForGrain(static_cast<int64_t>(data.size()), 1 << 16,
-                          [&](int64_t begin, int64_t end) {
-                            sink += std::accumulate(data.begin() + begin, data.begin() + end,
-                                                    uint64_t{0});
-                          });
+    pool.ParallelForGrain(
+        static_cast<int64_t>(data.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+          sink += std::accumulate(data.begin() + begin, data.begin() + end, uint64_t{0});
+        });
     seconds.push_back(watch.Seconds());
   }
   return static_cast<double>(data.size() * sizeof(uint64_t)) / Median(seconds);
@@ -159,38 +159,39 @@ Status Bench(Flags flags) {
                json["train_mb_per_s"].get<double>());
   }
   for (const Json& row : json["encode"]) {
-    fmt::print("encode  {} thread{}: cold {:.1f} MB/s ({:.2f}% of the memory read rate {:.0f} MB/s), "
-               "warm {:.1f} MB/s ({:.2f}%)\n",
-               row["threads"].get<int>(), row["threads"] == 1 ? "" : "s",
-               row["cold_mb_per_s"].get<double>(), 100 * row["cold_fraction"].get<double>(),
-               row["memory_read_mb_per_s"].get<double>(), row["warm_mb_per_s"].get<double>(),
-               100 * row["warm_fraction"].get<double>());
+    fmt::print(
+        "encode  {} thread{}: cold {:.1f} MB/s ({:.2f}% of the memory read rate {:.0f} MB/s), "
+        "warm {:.1f} MB/s ({:.2f}%)\n",
+        row["threads"].get<int>(), row["threads"] == 1 ? "" : "s",
+        row["cold_mb_per_s"].get<double>(), 100 * row["cold_fraction"].get<double>(),
+        row["memory_read_mb_per_s"].get<double>(), row["warm_mb_per_s"].get<double>(),
+        100 * row["warm_fraction"].get<double>());
   }
   return {};
 }
 
 }  // namespace
 
-void RegisterBenchTokenize(CLI::App& bench, Outcome& outcome) {
-  CLI::App* command =
-      bench.add_subcommand("tokenize", "Train and encode: MB/s cold and warm, beside memory");
+void RegisterBenchTokenize(Command bench, Outcome& outcome) {
+  Command command =
+      bench.AddCommand("tokenize", "Train and encode: MB/s cold and warm, beside memory");
   auto flags = std::make_shared<Flags>();
-  command->add_option("--files", flags->files,
-                      "Files, folders or patterns; default: the sources of python3-doc");
-  command->add_option("--tokenizer", flags->tokenizer,
-                      "A tokenizer.json to encode with; default: train one on the files");
-  command->add_option("--vocab-size", flags->vocab_size, "Of the tokenizer that is trained")
-      ->capture_default_str();
-  command->add_option("--threads", flags->threads, "0: every core")->check(CLI::Range(0, 1024));
-  command->add_option("--repeats", flags->repeats, "Passes of which the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_flag("--json", flags->json, "Print JSON");
-  command->footer(
+  command.AddOption("--files", flags->files,
+                    "Files, folders or patterns; default: the sources of python3-doc");
+  command.AddOption("--tokenizer", flags->tokenizer,
+                    "A tokenizer.json to encode with; default: train one on the files");
+  command.AddOption("--vocab-size", flags->vocab_size, "Of the tokenizer that is trained")
+      .ShowDefault();
+  command.AddOption("--threads", flags->threads, "0: every core").Range(0, 1024);
+  command.AddOption("--repeats", flags->repeats, "Passes of which the median counts")
+      .Range(1, 1000)
+      .ShowDefault();
+  command.AddFlag("--json", flags->json, "Print JSON");
+  command.SetFooter(
       "Cold: each pass begins with empty piece caches. The limit is the rate at which the same\n"
       "threads read memory.\n"
       "Example:\n  tessera bench tokenize --files 'corpus/**/*.txt' --vocab-size 32768 --json");
-  command->callback([flags, &outcome] { outcome.status = Bench(*flags); });
+  command.SetCallback([flags, &outcome] { outcome.status = Bench(*flags); });
 }
 
 }  // namespace tessera::cli

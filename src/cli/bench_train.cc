@@ -49,9 +49,9 @@ class GemmLimit {
     TESSERA_ASSIGN(limit.x_, MemoryRegion::Allocate(kRows * kIn * 4, "the limit", pool));
     TESSERA_ASSIGN(limit.w_, MemoryRegion::Allocate(kOut * kIn * 4, "the limit", pool));
     TESSERA_ASSIGN(limit.y_, MemoryRegion::Allocate(kRows * kOut * 4, "the limit", pool));
-    TESSERA_ASSIGN(limit.workspace_,
-                   MemoryRegion::Allocate(kernels::GemmWorkspaceBytes(pool.num_threads()),
-                                          "the limit", pool));
+    TESSERA_ASSIGN(
+        limit.workspace_,
+        MemoryRegion::Allocate(kernels::GemmWorkspaceBytes(pool.num_threads()), "the limit", pool));
     const RngKey key{1, RngPurpose::kCalibration, 0};
     for (MemoryRegion* region : {&limit.x_, &limit.w_}) {
       float* values = region->as<float>();
@@ -214,32 +214,30 @@ Status Run(const Options& o) {
 
 }  // namespace
 
-void RegisterBenchTrain(CLI::App& bench, Outcome& outcome) {
-  CLI::App* command = bench.add_subcommand(
+void RegisterBenchTrain(Command bench, Outcome& outcome) {
+  Command command = bench.AddCommand(
       "train", "Tokens per second of a training step, and its fraction of the best matrix product");
   auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "A named shape")->capture_default_str();
-  command->add_option("--seq", options->length, "Tokens of a sequence")->capture_default_str();
-  command->add_option("--batch", options->batch, "Sequences of a step")->capture_default_str();
-  command->add_option("--microbatch", options->microbatch, "Sequences of a pass; 0 chooses");
-  command->add_option("--vocab", options->vocab, "Vocabulary; 0 takes the model's");
-  command->add_option("--precision", options->precision)
-      ->check(CLI::IsMember({"fp32", "amp_bf16"}))
-      ->capture_default_str();
-  command->add_option("--optimizer", options->optimizer)
-      ->check(CLI::IsMember({"adamw", "lion", "muon"}))
-      ->capture_default_str();
-  command->add_option("--recompute", options->recompute)
-      ->check(CLI::IsMember({"none", "activation", "norm", "block"}))
-      ->capture_default_str();
-  command->add_option("--steps", options->steps, "Measured steps after one to warm up")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str();
-  command->add_option("--threads", options->threads, "Compute threads; 0 takes every core");
-  command->add_flag("--profile", options->profile, "Time, FLOPs and bytes of each kind of op");
-  command->add_flag("--json", options->json);
-  command->footer("Example: tessera bench train --model gpt2-124m --seq 1024 --batch 4 --json");
-  command->callback([options, &outcome] { outcome.status = Run(*options); });
+  command.AddOption("--model", options->model, "A named shape").ShowDefault();
+  command.AddOption("--seq", options->length, "Tokens of a sequence").ShowDefault();
+  command.AddOption("--batch", options->batch, "Sequences of a step").ShowDefault();
+  command.AddOption("--microbatch", options->microbatch, "Sequences of a pass; 0 chooses");
+  command.AddOption("--vocab", options->vocab, "Vocabulary; 0 takes the model's");
+  command.AddOption("--precision", options->precision).OneOf({"fp32", "amp_bf16"}).ShowDefault();
+  command.AddOption("--optimizer", options->optimizer)
+      .OneOf({"adamw", "lion", "muon"})
+      .ShowDefault();
+  command.AddOption("--recompute", options->recompute)
+      .OneOf({"none", "activation", "norm", "block"})
+      .ShowDefault();
+  command.AddOption("--steps", options->steps, "Measured steps after one to warm up")
+      .Range(1, 10000)
+      .ShowDefault();
+  command.AddOption("--threads", options->threads, "Compute threads; 0 takes every core");
+  command.AddFlag("--profile", options->profile, "Time, FLOPs and bytes of each kind of op");
+  command.AddFlag("--json", options->json);
+  command.SetFooter("Example: tessera bench train --model gpt2-124m --seq 1024 --batch 4 --json");
+  command.SetCallback([options, &outcome] { outcome.status = Run(*options); });
 }
 
 }  // namespace tessera::cli

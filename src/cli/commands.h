@@ -1,9 +1,8 @@
 // The commands of the program: each file in this folder registers one.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include "base/error.h"
+#include "cli/command_line.h"
 
 namespace tessera::cli {
 
@@ -12,25 +11,25 @@ struct Outcome {
   Status status;
 };
 
-void RegisterDoctor(CLI::App& app, Outcome& outcome);
-void RegisterTokenizer(CLI::App& app, Outcome& outcome);
-void RegisterData(CLI::App& app, Outcome& outcome);
-void RegisterPlan(CLI::App& app, Outcome& outcome);
-void RegisterTrain(CLI::App& app, Outcome& outcome);
-void RegisterEval(CLI::App& app, Outcome& outcome);
-void RegisterGenerate(CLI::App& app, Outcome& outcome);
-void RegisterStore(CLI::App& app, Outcome& outcome);
+void RegisterDoctor(Command app, Outcome& outcome);
+void RegisterTokenizer(Command app, Outcome& outcome);
+void RegisterData(Command app, Outcome& outcome);
+void RegisterPlan(Command app, Outcome& outcome);
+void RegisterTrain(Command app, Outcome& outcome);
+void RegisterEval(Command app, Outcome& outcome);
+void RegisterGenerate(Command app, Outcome& outcome);
+void RegisterStore(Command app, Outcome& outcome);
 
 // A subcommand of `data`.
-void RegisterDataOrder(CLI::App& data, Outcome& outcome);
+void RegisterDataOrder(Command data, Outcome& outcome);
 
 // Subcommands of `bench`.
-void RegisterBench(CLI::App& app, Outcome& outcome);
-void RegisterBenchGemm(CLI::App& bench, Outcome& outcome);
-void RegisterBenchAttention(CLI::App& bench, Outcome& outcome);
-void RegisterBenchTrain(CLI::App& bench, Outcome& outcome);
-void RegisterBenchLoad(CLI::App& bench, Outcome& outcome);
-void RegisterBenchTokenize(CLI::App& bench, Outcome& outcome);
-void RegisterBenchStore(CLI::App& bench, Outcome& outcome);
+void RegisterBench(Command app, Outcome& outcome);
+void RegisterBenchGemm(Command bench, Outcome& outcome);
+void RegisterBenchAttention(Command bench, Outcome& outcome);
+void RegisterBenchTrain(Command bench, Outcome& outcome);
+void RegisterBenchLoad(Command bench, Outcome& outcome);
+void RegisterBenchTokenize(Command bench, Outcome& outcome);
+void RegisterBenchStore(Command bench, Outcome& outcome);
 
 }  // namespace tessera::cli

@@ -81,7 +81,8 @@ Result<std::vector<SourceConfig>> SourcesOf(const BuildFlags& flags) {
       TESSERA_ASSIGN(const auto pair, SplitFlag(flag, text));
       SourceConfig* source = find(pair.first);
       if (source == nullptr) {
-        return InvalidArgument(fmt::format("--{} {}: there is no source '{}'", flag, text, pair.first));
+        return InvalidArgument(
+            fmt::format("--{} {}: there is no source '{}'", flag, text, pair.first));
       }
       TESSERA_TRY(set(*source, pair.second));
     }
@@ -91,10 +92,11 @@ Result<std::vector<SourceConfig>> SourcesOf(const BuildFlags& flags) {
     source.license = value;
     return Status();
   }));
-  TESSERA_TRY(apply("text-field", flags.text_fields, [](SourceConfig& source, const std::string& value) {
-    source.text_field = value;
-    return Status();
-  }));
+  TESSERA_TRY(
+      apply("text-field", flags.text_fields, [](SourceConfig& source, const std::string& value) {
+        source.text_field = value;
+        return Status();
+      }));
   TESSERA_TRY(
       apply("format", flags.formats, [](SourceConfig& source, const std::string& value) -> Status {
         TESSERA_ASSIGN(source.format, ParseSourceFormat(value));
@@ -111,18 +113,19 @@ Result<std::vector<SourceConfig>> SourcesOf(const BuildFlags& flags) {
 }
 
 void PrintSplit(const char* name, const SplitInfo& split, const std::string& folder) {
-  fmt::print("{:<12} {:>12} {:>12} {:>12} {:>8}  {}\n", name, FormatCount(static_cast<double>(split.documents)),
+  fmt::print("{:<12} {:>12} {:>12} {:>12} {:>8}  {}\n", name,
+             FormatCount(static_cast<double>(split.documents)),
              FormatCount(static_cast<double>(split.tokens)), FormatBytes(split.bytes), split.shards,
              folder);
 }
 
 void PrintDataset(const DatasetInfo& info) {
-  fmt::print("{:<12} {:>12} {:>12} {:>12} {:>8}  {}\n", "split", "documents", "tokens", "text", "shards",
-             "folder");
+  fmt::print("{:<12} {:>12} {:>12} {:>12} {:>8}  {}\n", "split", "documents", "tokens", "text",
+             "shards", "folder");
   PrintSplit("train", info.train, info.train_folder().string());
   PrintSplit("validation", info.validation, info.validation_folder().string());
-  fmt::print("\n{:<20} {:>12} {:>12} {:>12} {:>7}  {}\n", "source", "documents", "tokens", "text", "weight",
-             "license");
+  fmt::print("\n{:<20} {:>12} {:>12} {:>12} {:>7}  {}\n", "source", "documents", "tokens", "text",
+             "weight", "license");
   for (const SourceInfo& source : info.sources) {
     fmt::print("{:<20} {:>12} {:>12} {:>12} {:>7}  {}\n", source.name,
                FormatCount(static_cast<double>(source.documents)),
@@ -205,14 +208,16 @@ Status InspectSample(const fs::path& split, int64_t sample, bool as_json) {
     const MdsColumn& column = shard.columns[i];
     Result<Json> value = MdsValueToJson(column.encoding, values[i]);
     if (!value.ok()) {
-      return value.error().WithContext(fmt::format("{}, column '{}'", reader.Where(sample), column.name));
+      return value.error().WithContext(
+          fmt::format("{}, column '{}'", reader.Where(sample), column.name));
     }
     json["columns"][column.name] = *value;
     if (column.name != "tokens" || !tokenizer) continue;
     const Result<MdsTokens> tokens = ParseMdsTokens(column.encoding, values[i]);
     if (!tokens.ok()) continue;
     std::vector<int32_t> ids(static_cast<size_t>(tokens->count));
-    if (CopyMdsTokens(*tokens, 0, tokens->count, ids.data()) >= 0) json["text"] = tokenizer->Decode(ids);
+    if (CopyMdsTokens(*tokens, 0, tokens->count, ids.data()) >= 0)
+      json["text"] = tokenizer->Decode(ids);
   }
   if (as_json) {
     PrintJson(json);
@@ -246,10 +251,11 @@ Status InspectMds(const fs::path& folder, bool as_json) {
                {"columns", columns}});
     return {};
   }
-  fmt::print("{}: {} samples in {} shards, {}\n", folder.string(), index.samples(), index.shards.size(),
-             FormatBytes(bytes));
+  fmt::print("{}: {} samples in {} shards, {}\n", folder.string(), index.samples(),
+             index.shards.size(), FormatBytes(bytes));
   for (const Json& column : columns) {
-    fmt::print("  {:<20} {}\n", column["name"].get<std::string>(), column["encoding"].get<std::string>());
+    fmt::print("  {:<20} {}\n", column["name"].get<std::string>(),
+               column["encoding"].get<std::string>());
   }
   return {};
 }
@@ -322,9 +328,9 @@ Status RunVerify(const VerifyFlags& flags) {
     TESSERA_ASSIGN(MdsVerifyReport report, VerifyMds(split, options));
     if (wanted != nullptr && report.problem_count == 0 &&
         (report.samples != wanted->documents || report.tokens != wanted->tokens)) {
-      report.problems.push_back(fmt::format("'{}' holds {} documents and {} tokens, {} says {} and {}",
-                                            split.string(), report.samples, report.tokens,
-                                            kDatasetManifest, wanted->documents, wanted->tokens));
+      report.problems.push_back(fmt::format(
+          "'{}' holds {} documents and {} tokens, {} says {} and {}", split.string(),
+          report.samples, report.tokens, kDatasetManifest, wanted->documents, wanted->tokens));
       ++report.problem_count;
     }
     if (const auto problem = CheckDocumentTable(split, report)) {
@@ -374,56 +380,62 @@ Status RunVerify(const VerifyFlags& flags) {
 
 }  // namespace
 
-void RegisterData(CLI::App& app, Outcome& outcome) {
-  CLI::App* data = app.add_subcommand("data", "Build, inspect and verify tokenized datasets");
-  data->require_subcommand(1);
+void RegisterData(Command app, Outcome& outcome) {
+  Command data = app.AddCommand("data", "Build, inspect and verify tokenized datasets");
+  data.RequireCommand();
 
   auto build_flags = std::make_shared<BuildFlags>();
-  CLI::App* build = data->add_subcommand("build", "Documents to tokenized, streamable shards");
-  build->add_option("--source", build_flags->sources, "NAME=PATH: file, folder or pattern; may be repeated")
-      ->required();
-  build->add_option("--tokenizer", build_flags->tokenizer, "tokenizer.json or its folder")->required();
-  build->add_option("-o,--output", build_flags->output, "The dataset's folder")->required();
-  build->add_option("--license", build_flags->licenses, "NAME=LICENSE of a source");
-  build->add_option("--weight", build_flags->weights, "NAME=W: repeat or thin out a source (1: once)");
-  build->add_option("--text-field", build_flags->text_fields, "NAME=FIELD of jsonl that holds the text");
-  build->add_option("--format", build_flags->formats, "NAME=auto|text|jsonl");
-  build->add_option("--validation-fraction", build_flags->validation_fraction,
-                    "Part of the documents held out, by hash of their names")
-      ->capture_default_str();
-  build->add_option("--split-seed", build_flags->split_seed, "Another choice of held-out documents");
-  build->add_option("--threads", build_flags->threads, "0: all cores; the result is the same");
-  build->add_option("--shard-bytes", build_flags->shard_bytes, "Size limit of a shard")
-      ->capture_default_str();
-  build->add_flag("--overwrite", build_flags->overwrite, "Replace a dataset of other inputs");
-  build->add_flag("--json", build_flags->json, "Report as JSON");
-  build->footer(
+  Command build = data.AddCommand("build", "Documents to tokenized, streamable shards");
+  build
+      .AddOption("--source", build_flags->sources,
+                 "NAME=PATH: file, folder or pattern; may be repeated")
+      .Required();
+  build.AddOption("--tokenizer", build_flags->tokenizer, "tokenizer.json or its folder").Required();
+  build.AddOption("-o,--output", build_flags->output, "The dataset's folder").Required();
+  build.AddOption("--license", build_flags->licenses, "NAME=LICENSE of a source");
+  build.AddOption("--weight", build_flags->weights,
+                  "NAME=W: repeat or thin out a source (1: once)");
+  build.AddOption("--text-field", build_flags->text_fields,
+                  "NAME=FIELD of jsonl that holds the text");
+  build.AddOption("--format", build_flags->formats, "NAME=auto|text|jsonl");
+  build
+      .AddOption("--validation-fraction", build_flags->validation_fraction,
+                 "Part of the documents held out, by hash of their names")
+      .ShowDefault();
+  build.AddOption("--split-seed", build_flags->split_seed, "Another choice of held-out documents");
+  build.AddOption("--threads", build_flags->threads, "0: all cores; the result is the same");
+  build.AddOption("--shard-bytes", build_flags->shard_bytes, "Size limit of a shard").ShowDefault();
+  build.AddFlag("--overwrite", build_flags->overwrite, "Replace a dataset of other inputs");
+  build.AddFlag("--json", build_flags->json, "Report as JSON");
+  build.SetFooter(
       "Examples:\n"
-      "  tessera data build --source docs=/usr/share/doc/guide --tokenizer tokenizer.json -o data/docs\n"
+      "  tessera data build --source docs=/usr/share/doc/guide --tokenizer tokenizer.json -o "
+      "data/docs\n"
       "  tessera data build --source web='crawl/*.jsonl.zst' --text-field web=content \\\n"
       "      --license web=CC-BY-4.0 --source notes=notes.txt --weight notes=3 \\\n"
       "      --tokenizer tokenizer.json -o data/mix");
-  build->callback([build_flags, &outcome] { outcome.status = RunBuild(*build_flags); });
+  build.SetCallback([build_flags, &outcome] { outcome.status = RunBuild(*build_flags); });
 
   auto inspect_flags = std::make_shared<InspectFlags>();
-  CLI::App* inspect = data->add_subcommand("inspect", "What a dataset holds");
-  inspect->add_option("dataset", inspect_flags->dataset, "A dataset's or a split's folder")->required();
-  inspect->add_option("--sample", inspect_flags->sample, "Show this sample, decoded");
-  inspect->add_flag("--json", inspect_flags->json, "Report as JSON");
-  inspect->footer(
+  Command inspect = data.AddCommand("inspect", "What a dataset holds");
+  inspect.AddOption("dataset", inspect_flags->dataset, "A dataset's or a split's folder")
+      .Required();
+  inspect.AddOption("--sample", inspect_flags->sample, "Show this sample, decoded");
+  inspect.AddFlag("--json", inspect_flags->json, "Report as JSON");
+  inspect.SetFooter(
       "Examples:\n"
       "  tessera data inspect data/docs\n"
       "  tessera data inspect data/docs/validation --sample 3");
-  inspect->callback([inspect_flags, &outcome] { outcome.status = RunInspect(*inspect_flags); });
+  inspect.SetCallback([inspect_flags, &outcome] { outcome.status = RunInspect(*inspect_flags); });
 
   auto verify_flags = std::make_shared<VerifyFlags>();
-  CLI::App* verify =
-      data->add_subcommand("verify", "Check every checksum, offset and token id of a dataset");
-  verify->add_option("dataset", verify_flags->dataset, "A dataset's or a split's folder")->required();
-  verify->add_flag("--json", verify_flags->json, "Report as JSON");
-  verify->footer("Example:\n  tessera data verify data/docs");
-  verify->callback([verify_flags, &outcome] { outcome.status = RunVerify(*verify_flags); });
-  RegisterDataOrder(*data, outcome);
+  Command verify =
+      data.AddCommand("verify", "Check every checksum, offset and token id of a dataset");
+  verify.AddOption("dataset", verify_flags->dataset, "A dataset's or a split's folder").Required();
+  verify.AddFlag("--json", verify_flags->json, "Report as JSON");
+  verify.SetFooter("Example:\n  tessera data verify data/docs");
+  verify.SetCallback([verify_flags, &outcome] { outcome.status = RunVerify(*verify_flags); });
+  RegisterDataOrder(data, outcome);
 }
 
 }  // namespace tessera::cli

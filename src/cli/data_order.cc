@@ -101,8 +101,8 @@ Result<MosaicOrderOptions> OptionsOf(const Flags& flags) {
                          [&](size_t i, int64_t value) { options.weights[i].choose = value; }));
   const auto algorithm = MosaicShuffleFromName(flags.order);
   if (!algorithm && flags.order != kNative) {
-    return InvalidArgument(fmt::format(
-        "--order {}: expected native, py1e, py1s, py1br, py2s or naive", flags.order));
+    return InvalidArgument(
+        fmt::format("--order {}: expected native, py1e, py1s, py1br, py2s or naive", flags.order));
   }
   options.algorithm = algorithm.value_or(MosaicShuffle::kNaive);
   const auto batching = BatchingMethodFromName(flags.batching);
@@ -205,62 +205,63 @@ Status Run(const Flags& flags) {
 
 }  // namespace
 
-void RegisterDataOrder(CLI::App& data, Outcome& outcome) {
+void RegisterDataOrder(Command data, Outcome& outcome) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* order = data.add_subcommand(
+  Command order = data.AddCommand(
       "order", "Print the samples of an epoch in the order in which a run trains on them");
-  order->add_option("DATASET", flags->datasets, "Folders with index.json; each is a stream");
-  order->add_option("--shards", flags->shards,
-                    "A stream given by its shards' sizes alone, such as 100,100,40");
-  order->add_option("--order", flags->order, "native, py1e, py1s, py1br, py2s or naive")
-      ->capture_default_str();
-  order->add_flag("!--no-shuffle", flags->shuffle, "The order of a dataset that is not shuffled");
-  order->add_option("--seed", flags->seed, "shuffle_seed")->capture_default_str();
-  order->add_option("--epoch", flags->epoch, "Counted from 0")->capture_default_str();
-  order->add_option("--nodes", flags->world.nodes)->capture_default_str();
-  order->add_option("--ranks-per-node", flags->world.ranks_per_node)->capture_default_str();
-  order->add_option("--workers", flags->world.workers_per_rank, "Workers of a rank's DataLoader")
-      ->capture_default_str();
-  order->add_option("--batch", flags->world.batch_size, "Samples of one rank's batch")
-      ->capture_default_str();
-  order->add_option("--canonical-nodes", flags->canonical_nodes,
-                    "0: the nodes (64 times as many for py1s and py2s)")
-      ->capture_default_str();
-  order->add_option("--initial-nodes", flags->initial_nodes,
-                    "Nodes with which a resumed run began; 0: --nodes")
-      ->capture_default_str();
-  order->add_option("--block-size", flags->block_size,
-                    "shuffle_block_size; 0: max(4,000,000 / canonical nodes, 262,144)")
-      ->capture_default_str();
-  order->add_option("--sample-in-epoch", flags->sample_in_epoch, "Samples that were seen before")
-      ->capture_default_str();
-  order->add_option("--batching-method", flags->batching,
-                    "random, stratified, per_stream or device_per_stream")
-      ->capture_default_str();
-  order->add_option("--proportion", flags->proportions, "Of each stream")->delimiter(',');
-  order->add_option("--repeat", flags->repeats, "Of each stream")->delimiter(',');
-  order->add_option("--choose", flags->chooses, "Of each stream")->delimiter(',');
-  order->add_option("--epoch-size", flags->epoch_size, "Samples; 0: derived")->capture_default_str();
-  order->add_option("--sampling-method", flags->sampling)
-      ->check(CLI::IsMember({"balanced", "fixed"}))
-      ->capture_default_str();
-  order->add_option("--sampling-granularity", flags->granularity)->capture_default_str();
-  order->add_option("--partition-algo", flags->partition)
-      ->check(CLI::IsMember({"orig", "relaxed"}))
-      ->capture_default_str();
-  order->add_option("--rank", flags->rank, "Only this rank's samples, as its DataLoader yields them")
-      ->check(CLI::NonNegativeNumber);
-  order->add_option("--limit", flags->limit, "Only so many samples")->check(CLI::NonNegativeNumber);
-  order->add_flag("--json", flags->json, "Report as JSON");
-  order->footer(
+  order.AddOption("DATASET", flags->datasets, "Folders with index.json; each is a stream");
+  order.AddOption("--shards", flags->shards,
+                  "A stream given by its shards' sizes alone, such as 100,100,40");
+  order.AddOption("--order", flags->order, "native, py1e, py1s, py1br, py2s or naive")
+      .ShowDefault();
+  order.AddFlag("!--no-shuffle", flags->shuffle, "The order of a dataset that is not shuffled");
+  order.AddOption("--seed", flags->seed, "shuffle_seed").ShowDefault();
+  order.AddOption("--epoch", flags->epoch, "Counted from 0").ShowDefault();
+  order.AddOption("--nodes", flags->world.nodes).ShowDefault();
+  order.AddOption("--ranks-per-node", flags->world.ranks_per_node).ShowDefault();
+  order.AddOption("--workers", flags->world.workers_per_rank, "Workers of a rank's DataLoader")
+      .ShowDefault();
+  order.AddOption("--batch", flags->world.batch_size, "Samples of one rank's batch").ShowDefault();
+  order
+      .AddOption("--canonical-nodes", flags->canonical_nodes,
+                 "0: the nodes (64 times as many for py1s and py2s)")
+      .ShowDefault();
+  order
+      .AddOption("--initial-nodes", flags->initial_nodes,
+                 "Nodes with which a resumed run began; 0: --nodes")
+      .ShowDefault();
+  order
+      .AddOption("--block-size", flags->block_size,
+                 "shuffle_block_size; 0: max(4,000,000 / canonical nodes, 262,144)")
+      .ShowDefault();
+  order.AddOption("--sample-in-epoch", flags->sample_in_epoch, "Samples that were seen before")
+      .ShowDefault();
+  order
+      .AddOption("--batching-method", flags->batching,
+                 "random, stratified, per_stream or device_per_stream")
+      .ShowDefault();
+  order.AddOption("--proportion", flags->proportions, "Of each stream").Delimiter(',');
+  order.AddOption("--repeat", flags->repeats, "Of each stream").Delimiter(',');
+  order.AddOption("--choose", flags->chooses, "Of each stream").Delimiter(',');
+  order.AddOption("--epoch-size", flags->epoch_size, "Samples; 0: derived").ShowDefault();
+  order.AddOption("--sampling-method", flags->sampling).OneOf({"balanced", "fixed"}).ShowDefault();
+  order.AddOption("--sampling-granularity", flags->granularity).ShowDefault();
+  order.AddOption("--partition-algo", flags->partition).OneOf({"orig", "relaxed"}).ShowDefault();
+  order.AddOption("--rank", flags->rank, "Only this rank's samples, as its DataLoader yields them")
+      .NonNegative();
+  order.AddOption("--limit", flags->limit, "Only so many samples").NonNegative();
+  order.AddFlag("--json", flags->json, "Report as JSON");
+  order.SetFooter(
       "One line is one global batch (with --rank, one batch of that rank); -1 is padding. The\n"
-      "sequence is that of mosaicml-streaming's StreamingDataset with the same settings; native is\n"
+      "sequence is that of mosaicml-streaming's StreamingDataset with the same settings; native "
+      "is\n"
       "Tessera's own, where --block-size 0 stands for the whole epoch.\n"
       "Examples:\n"
-      "  tessera data order data/c4/train --order py1e --seed 17 --nodes 2 --ranks-per-node 8 --batch 4\n"
+      "  tessera data order data/c4/train --order py1e --seed 17 --nodes 2 --ranks-per-node 8 "
+      "--batch 4\n"
       "  tessera data order a/train b/train --proportion 0.7,0.3 --epoch 1 --json\n"
       "  tessera data order --shards 100,100,40 --order py1s --batch 8");
-  order->callback([flags, &outcome] { outcome.status = Run(*flags); });
+  order.SetCallback([flags, &outcome] { outcome.status = Run(*flags); });
 }
 
 }  // namespace tessera::cli

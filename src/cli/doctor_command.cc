@@ -50,8 +50,7 @@ Findings Examine(const DoctorOptions& options) {
   }
   if (options.measure) {
     ThreadPool pool;
-    found.memory_rates =
-        MeasureMemoryRates(found.memory.available_bytes, found.cpu.l3_bytes, pool);
+    found.memory_rates = MeasureMemoryRates(found.memory.available_bytes, found.cpu.l3_bytes, pool);
     found.gemm_rates = MeasureGemmRates(pool);
     found.measured = true;
   }
@@ -113,9 +112,9 @@ void PrintRow(std::string_view label, std::string_view text) {
 
 void PrintText(const Findings& found) {
   const CpuInfo& cpu = found.cpu;
-  PrintRow("Processor", fmt::format("{} (family {}, model {}, stepping {}){}", cpu.brand,
-                                    cpu.family, cpu.model, cpu.stepping,
-                                    cpu.hypervisor ? ", virtual machine" : ""));
+  PrintRow("Processor",
+           fmt::format("{} (family {}, model {}, stepping {}){}", cpu.brand, cpu.family, cpu.model,
+                       cpu.stepping, cpu.hypervisor ? ", virtual machine" : ""));
   PrintRow("Cores", fmt::format("{} usable of {}", cpu.available_cores, cpu.online_cores));
   PrintRow("Caches", fmt::format("L1d {}, L2 {}, L3 {}", FormatBytes(cpu.l1d_bytes),
                                  FormatBytes(cpu.l2_bytes), FormatBytes(cpu.l3_bytes)));
@@ -127,19 +126,18 @@ void PrintText(const Findings& found) {
                                  FormatBytes(found.memory.available_bytes)));
   PrintRow("Disk", fmt::format("{} free at {}", FormatBytes(found.disk_free_bytes), found.folder));
   if (found.measured && found.memory_rates.array_bytes > 0) {
-    PrintRow("Bandwidth",
-             fmt::format("read {:.1f} GB/s, triad {:.1f} GB/s (best of 5, {} threads)",
-                         found.memory_rates.read_gb_per_s, found.memory_rates.triad_gb_per_s,
-                         cpu.available_cores));
+    PrintRow("Bandwidth", fmt::format("read {:.1f} GB/s, triad {:.1f} GB/s (best of 5, {} threads)",
+                                      found.memory_rates.read_gb_per_s,
+                                      found.memory_rates.triad_gb_per_s, cpu.available_cores));
   } else if (found.measured) {
     PrintRow("Bandwidth", "not measured: too little memory is available");
   }
   if (found.measured) {
-    PrintRow("GEMM", fmt::format("fp32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s ({})",
-                                 found.gemm_rates.f32_gflops, found.gemm_rates.bf16_gflops,
-                                 found.gemm_rates.bf16_multiplies
-                                     ? "bf16 is multiplied as bf16"
-                                     : "bf16 is storage, multiplied in fp32"));
+    PrintRow("GEMM",
+             fmt::format("fp32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s ({})",
+                         found.gemm_rates.f32_gflops, found.gemm_rates.bf16_gflops,
+                         found.gemm_rates.bf16_multiplies ? "bf16 is multiplied as bf16"
+                                                          : "bf16 is storage, multiplied in fp32"));
   }
   if (found.gpus.empty()) {
     PrintRow("GPU", found.gpu_device_files
@@ -163,17 +161,17 @@ void PrintText(const Findings& found) {
 
 }  // namespace
 
-void RegisterDoctor(CLI::App& app, Outcome& /*outcome*/) {
-  CLI::App* doctor = app.add_subcommand(
+void RegisterDoctor(Command app, Outcome& /*outcome*/) {
+  Command doctor = app.AddCommand(
       "doctor", "What this machine has, how fast it is, what is missing, what to install");
   auto options = std::make_shared<DoctorOptions>();
-  doctor->add_flag("--json", options->json, "Print one JSON object");
-  doctor->add_flag("!--no-measure", options->measure, "Leave out the measured rates (faster)");
-  doctor->footer(
+  doctor.AddFlag("--json", options->json, "Print one JSON object");
+  doctor.AddFlag("!--no-measure", options->measure, "Leave out the measured rates (faster)");
+  doctor.SetFooter(
       "Examples:\n"
       "  tessera doctor\n"
       "  tessera doctor --json | jq .memory.available_bytes");
-  doctor->callback([options] {
+  doctor.SetCallback([options] {
     const Findings found = Examine(*options);
     if (options->json) {
       fmt::print("{}\n", ToJson(found).dump(2, ' ', false, Json::error_handler_t::replace));

@@ -119,27 +119,26 @@ Status Evaluate(const Arguments& arguments) {
 
 }  // namespace
 
-void RegisterEval(CLI::App& app, Outcome& outcome) {
-  CLI::App* command = app.add_subcommand(
+void RegisterEval(Command app, Outcome& outcome) {
+  Command command = app.AddCommand(
       "eval", "Loss, perplexity and bits per byte of a checkpoint on held-out documents");
   auto arguments = std::make_shared<Arguments>();
   command
-      ->add_option("checkpoint", arguments->checkpoint,
-                   "A checkpoint, or a save folder (its latest one)")
-      ->required();
-  command->add_option("--dataset", arguments->dataset,
-                      "A dataset's folder (the run's own where not given)");
-  command->add_option("--split", arguments->split, "validation or train");
-  command->add_option("--batch-size", arguments->batch_size, "Sequences at once")
-      ->check(CLI::Range(1, 65536));
-  command->add_option("--max-batches", arguments->max_batches, "Stop after this many batches");
-  command->add_option("--threads", arguments->threads, "0: every core")->check(CLI::Range(0, 4096));
-  command->add_flag("--json", arguments->json, "Print JSON");
-  command->footer(
+      .AddOption("checkpoint", arguments->checkpoint,
+                 "A checkpoint, or a save folder (its latest one)")
+      .Required();
+  command.AddOption("--dataset", arguments->dataset,
+                    "A dataset's folder (the run's own where not given)");
+  command.AddOption("--split", arguments->split, "validation or train");
+  command.AddOption("--batch-size", arguments->batch_size, "Sequences at once").Range(1, 65536);
+  command.AddOption("--max-batches", arguments->max_batches, "Stop after this many batches");
+  command.AddOption("--threads", arguments->threads, "0: every core").Range(0, 4096);
+  command.AddFlag("--json", arguments->json, "Print JSON");
+  command.SetFooter(
       "Examples:\n"
       "  tessera eval runs/quickstart\n"
       "  tessera eval runs/quickstart/ckpt-00000040ba --dataset data/mine --json");
-  command->callback([arguments, &outcome] { outcome.status = Evaluate(*arguments); });
+  command.SetCallback([arguments, &outcome] { outcome.status = Evaluate(*arguments); });
 }
 
 }  // namespace tessera::cli

@@ -57,9 +57,10 @@ struct Source {
 Result<Tokenizer> LoadTokenizer(const Arguments& arguments, const CheckpointInfo& checkpoint) {
   if (!arguments.tokenizer.empty()) return Tokenizer::Load(arguments.tokenizer);
   if (!checkpoint.Has(kTokenizerFile)) {
-    return NotFound(fmt::format("checkpoint '{}' holds no {}; name the one that its data was built "
-                                "with: --tokenizer PATH",
-                                checkpoint.folder.string(), kTokenizerFile));
+    return NotFound(
+        fmt::format("checkpoint '{}' holds no {}; name the one that its data was built "
+                    "with: --tokenizer PATH",
+                    checkpoint.folder.string(), kTokenizerFile));
   }
   return Tokenizer::Load(checkpoint.folder / kTokenizerFile);
 }
@@ -80,10 +81,11 @@ Result<Source> OpenSource(const Arguments& arguments) {
   TESSERA_ASSIGN(const ModelConfig config, ModelConfigFromJson(json, config_path.string()));
   TESSERA_ASSIGN(Tokenizer tokenizer, LoadTokenizer(arguments, checkpoint));
   if (tokenizer.vocab_size() > config.vocab_size) {
-    return InvalidArgument(fmt::format(
-        "the tokenizer has {} tokens but the model only {}: this is not the tokenizer that the model "
-        "was trained with",
-        tokenizer.vocab_size(), config.vocab_size));
+    return InvalidArgument(
+        fmt::format("the tokenizer has {} tokens but the model only {}: this is not the tokenizer "
+                    "that the model "
+                    "was trained with",
+                    tokenizer.vocab_size(), config.vocab_size));
   }
   return Source{checkpoint, config, std::move(tokenizer)};
 }
@@ -150,8 +152,9 @@ Result<std::vector<int32_t>> EncodePrompt(const std::string& text, const Source&
     // Documents are joined by end-of-text, so after it the model begins a new one.
     const std::optional<int32_t> eos = source.tokenizer.eos_id();
     if (!eos) {
-      return InvalidArgument("the prompt is empty and the tokenizer has no end-of-text token to "
-                             "start from; give a --prompt");
+      return InvalidArgument(
+          "the prompt is empty and the tokenizer has no end-of-text token to "
+          "start from; give a --prompt");
     }
     tokens.push_back(*eos);
   }
@@ -216,17 +219,15 @@ std::string Reason(FinishReason reason, const TextStream& stream) {
   return std::string(FinishReasonName(reason));
 }
 
-Result<std::unique_ptr<InferenceModel>> BuildModel(const Arguments& arguments,
-                                                   const Source& source, int64_t prompt_tokens,
-                                                   ThreadPool& pool) {
+Result<std::unique_ptr<InferenceModel>> BuildModel(const Arguments& arguments, const Source& source,
+                                                   int64_t prompt_tokens, ThreadPool& pool) {
   InferenceOptions options;
   TESSERA_ASSIGN(options.dtype, ChooseDType(arguments.precision, source.checkpoint));
   if (options.dtype == DType::kBf16) options.compute = kernels::MeasuredCompute().compute;
   const int64_t longest = LongestSequence(source.config);
   options.max_length =
       prompt_tokens + std::min(arguments.generation.max_new_tokens, longest - prompt_tokens);
-  const int64_t needed =
-      InferenceModel::MemoryBytes(source.config, options, pool.num_threads());
+  const int64_t needed = InferenceModel::MemoryBytes(source.config, options, pool.num_threads());
   const int64_t available = ReadMemoryInfo().available_bytes;
   if (needed > available) {
     return OutOfMemory(fmt::format("the model needs {} for {} tokens, {} are free{}",
@@ -247,8 +248,8 @@ Status Generate(Arguments arguments) {
     return InvalidArgument("--" + Join(errors, "; --"));
   }
   if (options.max_new_tokens < 1) {
-    return InvalidArgument(fmt::format("--max-new-tokens is {}; it must be at least 1",
-                                       options.max_new_tokens));
+    return InvalidArgument(
+        fmt::format("--max-new-tokens is {}; it must be at least 1", options.max_new_tokens));
   }
   const Stopwatch load;
   TESSERA_ASSIGN(const Source source, OpenSource(arguments));
@@ -310,69 +311,72 @@ Status Generate(Arguments arguments) {
   }
   if (terminal || !text.ends_with('\n')) fmt::print("\n");
   std::fflush(stdout);
-  fmt::print(stderr,
-             "{} prompt tokens at {}/s, {} new tokens at {}/s, loaded in {:.2f}s, seed {}, end: {}\n",
-             prompt_count, FormatCount(prefill_rate), result.tokens.size(),
-             FormatCount(decode_rate), load_seconds, options.sampler.seed, reason);
+  fmt::print(
+      stderr,
+      "{} prompt tokens at {}/s, {} new tokens at {}/s, loaded in {:.2f}s, seed {}, end: {}\n",
+      prompt_count, FormatCount(prefill_rate), result.tokens.size(), FormatCount(decode_rate),
+      load_seconds, options.sampler.seed, reason);
   return {};
 }
 
 }  // namespace
 
-void RegisterGenerate(CLI::App& app, Outcome& outcome) {
+void RegisterGenerate(Command app, Outcome& outcome) {
   auto arguments = std::make_shared<Arguments>();
   GenerationOptions& generation = arguments->generation;
   SamplerOptions& sampler = generation.sampler;
   sampler.temperature = 0.8;
   sampler.top_p = 0.95;
-  CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model.");
-  command->add_option("model", arguments->model,
-                      "A checkpoint's folder, or a run's folder: its newest checkpoint")
-      ->required()
-      ->type_name("MODEL");
-  auto* prompt = command->add_option("-p,--prompt", arguments->prompt,
-                                     "The text to continue; without one a new document begins");
-  command->add_option("--prompt-file", arguments->prompt_file, "The text from a file; - is stdin")
-      ->excludes(prompt);
-  command->add_option("-n,--max-new-tokens", generation.max_new_tokens, "Longest answer")
-      ->capture_default_str();
-  command->add_option("--temperature", sampler.temperature, "0: always the most probable token")
-      ->capture_default_str();
-  command->add_option("--top-k", sampler.top_k, "Only the K most probable tokens; 0: all")
-      ->capture_default_str();
-  command->add_option("--top-p", sampler.top_p, "Only the most probable tokens of this much mass")
-      ->capture_default_str();
-  command->add_option("--min-p", sampler.min_p,
-                      "Only tokens of at least this fraction of the largest probability")
-      ->capture_default_str();
-  command->add_option("--repetition-penalty", sampler.repetition_penalty,
-                      "Over 1 makes recent tokens less likely")
-      ->capture_default_str();
-  command->add_option("--repetition-window", sampler.repetition_window,
-                      "How many tokens are recent; -1: all")
-      ->capture_default_str();
-  command->add_option("--seed", arguments->seed, "Same seed, same text; default: a new one, printed");
-  command->add_option("--stop", arguments->stops, "Ends the answer, is not shown; repeatable")
-      ->type_name("TEXT")
-      ->allow_extra_args(false);
-  command->add_flag("--ignore-eos", arguments->ignore_eos, "Go on after end-of-text");
-  command->add_option("--precision", arguments->precision,
-                      "auto (as trained), fp32 or amp_bf16")
-      ->check(CLI::IsMember({"auto", "fp32", "amp_bf16"}))
-      ->capture_default_str();
-  command->add_option("--tokenizer", arguments->tokenizer,
-                      "tokenizer.json, when the checkpoint holds none");
-  command->add_option("--threads", arguments->threads, "0: every core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  command->add_flag("--json", arguments->json, "One JSON object at the end instead of the text");
-  command->footer(
+  Command command = app.AddCommand("generate", "Continue a prompt with a trained model.");
+  command
+      .AddOption("model", arguments->model,
+                 "A checkpoint's folder, or a run's folder: its newest checkpoint")
+      .Required()
+      .TypeName("MODEL");
+  Option prompt = command.AddOption("-p,--prompt", arguments->prompt,
+                                   "The text to continue; without one a new document begins");
+  command.AddOption("--prompt-file", arguments->prompt_file, "The text from a file; - is stdin")
+      .Excludes(prompt);
+  command.AddOption("-n,--max-new-tokens", generation.max_new_tokens, "Longest answer")
+      .ShowDefault();
+  command.AddOption("--temperature", sampler.temperature, "0: always the most probable token")
+      .ShowDefault();
+  command.AddOption("--top-k", sampler.top_k, "Only the K most probable tokens; 0: all")
+      .ShowDefault();
+  command.AddOption("--top-p", sampler.top_p, "Only the most probable tokens of this much mass")
+      .ShowDefault();
+  command
+      .AddOption("--min-p", sampler.min_p,
+                 "Only tokens of at least this fraction of the largest probability")
+      .ShowDefault();
+  command
+      .AddOption("--repetition-penalty", sampler.repetition_penalty,
+                 "Over 1 makes recent tokens less likely")
+      .ShowDefault();
+  command
+      .AddOption("--repetition-window", sampler.repetition_window,
+                 "How many tokens are recent; -1: all")
+      .ShowDefault();
+  command.AddOption("--seed", arguments->seed, "Same seed, same text; default: a new one, printed");
+  command.AddOption("--stop", arguments->stops, "Ends the answer, is not shown; repeatable")
+      .TypeName("TEXT")
+      .OnePerName();
+  command.AddFlag("--ignore-eos", arguments->ignore_eos, "Go on after end-of-text");
+  command.AddOption("--precision", arguments->precision, "auto (as trained), fp32 or amp_bf16")
+      .OneOf({"auto", "fp32", "amp_bf16"})
+      .ShowDefault();
+  command.AddOption("--tokenizer", arguments->tokenizer,
+                    "tokenizer.json, when the checkpoint holds none");
+  command.AddOption("--threads", arguments->threads, "0: every core").Range(0, 1024).ShowDefault();
+  command.AddFlag("--json", arguments->json, "One JSON object at the end instead of the text");
+  command.SetFooter(
       "Examples:\n"
       "  tessera generate runs/quickstart --prompt \"The function returns\"\n"
       "  tessera generate runs/quickstart/ckpt-00000400ba -p \"Once\" --temperature 0\n"
-      "  tessera generate runs/quickstart --prompt-file question.txt --stop Question: -n 64 --json\n"
+      "  tessera generate runs/quickstart --prompt-file question.txt --stop Question: -n 64 "
+      "--json\n"
       "Details: docs/generate.md");
-  command->callback([arguments, &outcome] { outcome.status = Generate(*arguments); });
+  command.SetCallback([arguments, &outcome] { outcome.status = Generate(*arguments); });
 }
 
 }  // namespace tessera::cli

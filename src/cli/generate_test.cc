@@ -1,4 +1,5 @@
-// The generate command as a person runs it: on a checkpoint of a tiny model that knows one sentence.
+// The generate command as a person runs it: on a checkpoint of a tiny model that knows one
+// sentence.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -19,7 +20,9 @@ namespace tessera {
 namespace {
 
 // With a character of two bytes, each of which is a token here.
-constexpr std::string_view kSentence = "the quick brown fox jumps \xC3\xBC" "ber lazy dogs";
+constexpr std::string_view kSentence =
+    "the quick brown fox jumps \xC3\xBC"
+    "ber lazy dogs";
 
 struct Output {
   int code = -1;
@@ -30,7 +33,8 @@ struct Output {
 std::string ReadAll(std::FILE* file) {
   std::string text;
   std::array<char, 4096> piece;
-  while (const size_t n = std::fread(piece.data(), 1, piece.size(), file)) text.append(piece.data(), n);
+  while (const size_t n = std::fread(piece.data(), 1, piece.size(), file))
+    text.append(piece.data(), n);
   return text;
 }
 
@@ -105,8 +109,8 @@ class GenerateCommand : public testing::Test {
   static Output Run(const std::string& model, const std::string& arguments) {
     const std::string errors = (folder_->path() / "stderr").string();
     const std::string command = std::string(TESSERA_BINARY) + " generate " +
-                                (folder_->path() / model).string() + " " + arguments +
-                                " 2>" + errors;
+                                (folder_->path() / model).string() + " " + arguments + " 2>" +
+                                errors;
     Output out;
     std::FILE* pipe = popen(command.c_str(), "r");
     out.text = ReadAll(pipe);
@@ -123,8 +127,8 @@ TestFolder* GenerateCommand::folder_ = nullptr;
 
 TEST_F(GenerateCommand, ContinuesAndEndsAtEndOfText) {
   for (const char* precision : {"fp32", "amp_bf16"}) {
-    const Output out = Run("run", std::string("-p '<|endoftext|>the quick' --temperature 0 --precision ") +
-                                      precision);
+    const Output out = Run(
+        "run", std::string("-p '<|endoftext|>the quick' --temperature 0 --precision ") + precision);
     EXPECT_EQ(out.code, 0) << out.errors;
     EXPECT_EQ(out.text, std::string(kSentence.substr(9)) + "\n");
     EXPECT_NE(out.errors.find("end: stop_token"), std::string::npos) << out.errors;
@@ -137,8 +141,10 @@ TEST_F(GenerateCommand, BeginsADocumentWithoutPrompt) {
 
 TEST_F(GenerateCommand, ReportsAsJson) {
   folder_->Write("prompt", "<|endoftext|>the");
-  const Output out = Run("run", "--temperature 0 --json --seed 9 --stop 'fox j' --stop zzz "
-                                "--prompt-file " + (folder_->path() / "prompt").string());
+  const Output out = Run("run",
+                         "--temperature 0 --json --seed 9 --stop 'fox j' --stop zzz "
+                         "--prompt-file " +
+                             (folder_->path() / "prompt").string());
   ASSERT_EQ(out.code, 0) << out.errors;
   const auto json = ParseJson(out.text, "output");
   ASSERT_TRUE(json.ok()) << out.text;
@@ -152,7 +158,8 @@ TEST_F(GenerateCommand, ReportsAsJson) {
 }
 
 TEST_F(GenerateCommand, SameSeedSameText) {
-  const std::string arguments = "-p the --threads 1 --temperature 2 --top-p 1 --ignore-eos -n 20 --seed ";
+  const std::string arguments =
+      "-p the --threads 1 --temperature 2 --top-p 1 --ignore-eos -n 20 --seed ";
   std::string arguments_of_two = arguments;
   arguments_of_two.replace(arguments_of_two.find("threads 1"), 9, "threads 2");
   const Output first = Run("run", arguments + "4");

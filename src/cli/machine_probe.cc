@@ -83,7 +83,8 @@ MemoryRates MeasureMemoryRates(int64_t available_bytes, int64_t l3_bytes, Thread
         __builtin_memcpy(block, words + i * 4, sizeof(block));
         for (int lane = 0; lane < 8; ++lane) sum[lane] ^= block[lane];
       }
-      for (int lane = 0; lane < 8; ++lane) sums[static_cast<size_t>(thread) * 8 + lane] ^= sum[lane];
+      for (int lane = 0; lane < 8; ++lane)
+        sums[static_cast<size_t>(thread) * 8 + lane] ^= sum[lane];
     });
     rates.read_gb_per_s = std::max(rates.read_gb_per_s, gigabytes / watch.Lap());
   }
@@ -154,8 +155,8 @@ std::vector<Gpu> ParseGpuList(const std::string& text) {
   for (const std::string_view line : Split(text, '\n')) {
     const std::vector<std::string_view> fields = Split(line, ',');
     if (fields.size() != 3) continue;
-    gpus.push_back({std::string(Trim(fields[0])), std::string(Trim(fields[1])),
-                    std::string(Trim(fields[2]))});
+    gpus.push_back(
+        {std::string(Trim(fields[0])), std::string(Trim(fields[1])), std::string(Trim(fields[2]))});
   }
   return gpus;
 }

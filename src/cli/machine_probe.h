@@ -23,7 +23,7 @@ MemoryRates MeasureMemoryRates(int64_t available_bytes, int64_t l3_bytes, Thread
 // Matrix products of 1024 x 3072 x 768 on every thread of the pool, best of five.
 struct GemmRates {
   double f32_gflops = 0;
-  double bf16_gflops = 0;     // bf16 operands, with the multiplier that training would choose.
+  double bf16_gflops = 0;        // bf16 operands, with the multiplier that training would choose.
   bool bf16_multiplies = false;  // False: bf16 is only the storage, products are made in fp32.
 };
 GemmRates MeasureGemmRates(ThreadPool& pool);

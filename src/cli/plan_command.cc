@@ -50,22 +50,22 @@ Status RunPlanCommand(const PlanFlags& flags) {
 
 }  // namespace
 
-void RegisterPlan(CLI::App& app, Outcome& outcome) {
-  CLI::App* command = app.add_subcommand("plan", "Memory and time of a run, before it starts");
+void RegisterPlan(Command app, Outcome& outcome) {
+  Command command = app.AddCommand("plan", "Memory and time of a run, before it starts");
   auto flags = std::make_shared<PlanFlags>();
-  command->add_option("run_file", flags->run_file, "The run file (YAML)");
-  command->add_option("overrides", flags->overrides, "key.path=value ...");
-  command->add_flag("--json", flags->json, "Print JSON");
-  command->add_flag("--config", flags->show_config,
-                    "Print the resolved run file, with every default, and no plan");
-  command->add_flag("--reference", flags->reference, "Print the reference of all keys (Markdown)");
-  command->footer(
+  command.AddOption("run_file", flags->run_file, "The run file (YAML)");
+  command.AddOption("overrides", flags->overrides, "key.path=value ...");
+  command.AddFlag("--json", flags->json, "Print JSON");
+  command.AddFlag("--config", flags->show_config,
+                  "Print the resolved run file, with every default, and no plan");
+  command.AddFlag("--reference", flags->reference, "Print the reference of all keys (Markdown)");
+  command.SetFooter(
       "Examples:\n"
       "  tessera plan recipes/mpt/125m.yaml\n"
       "  tessera plan recipes/llama/1.3b.yaml recompute=block device_train_microbatch_size=1\n"
       "  tessera plan recipes/quickstart.yaml --config > resolved.yaml\n"
       "The exit code is 5 when the run does not fit into memory.");
-  command->callback([flags, &outcome] { outcome.status = RunPlanCommand(*flags); });
+  command.SetCallback([flags, &outcome] { outcome.status = RunPlanCommand(*flags); });
 }
 
 }  // namespace tessera::cli

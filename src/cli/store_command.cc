@@ -71,7 +71,8 @@ std::string Modified(int64_t unix_s) {
   return unix_s < 0 ? std::string(20, '-') : UtcTimestamp(unix_s);
 }
 
-// A store and a prefix in it. A URL that ends with '/' is a folder; a path that is one needs no '/'.
+// A store and a prefix in it. A URL that ends with '/' is a folder; a path that is one needs no
+// '/'.
 Result<ObjectLocation> OpenPrefix(const std::string& url, const StoreOptions& options) {
   ObjectLocation location;
   if (!IsRemoteUrl(url)) {
@@ -101,7 +102,8 @@ Status List(const Flags& flags) {
       if (flags.json) {
         json["objects"].push_back(JsonOf(object));
       } else {
-        fmt::print("{}  {:>10}  {}\n", Modified(object.modified_unix_s), FormatBytes(object.bytes), object.key);
+        fmt::print("{}  {:>10}  {}\n", Modified(object.modified_unix_s), FormatBytes(object.bytes),
+                   object.key);
       }
     }
     for (const std::string& folder : page.folders) {
@@ -159,7 +161,8 @@ Status Relay(ObjectStore& from, const ObjectInfo& object, ObjectStore& to, const
   std::string piece;
   for (int64_t offset = 0; offset < object.bytes; offset += kPiece) {
     piece.resize(static_cast<size_t>(std::min(kPiece, object.bytes - offset)));
-    TESSERA_TRY(from.GetRange(object.key, offset, std::as_writable_bytes(std::span(piece)), object.etag));
+    TESSERA_TRY(
+        from.GetRange(object.key, offset, std::as_writable_bytes(std::span(piece)), object.etag));
     TESSERA_TRY(writer->Write(piece));
     progress(static_cast<int64_t>(piece.size()));
   }
@@ -192,7 +195,8 @@ Status RunAll(const std::vector<CopyJob>& jobs, int threads,
     }
   };
   std::vector<std::thread> workers;
-  const int extra = static_cast<int>(std::min<size_t>(jobs.size(), static_cast<size_t>(threads))) - 1;
+  const int extra =
+      static_cast<int>(std::min<size_t>(jobs.size(), static_cast<size_t>(threads))) - 1;
   for (int i = 0; i < extra; ++i) workers.emplace_back(work);
   work();
   for (std::thread& worker : workers) worker.join();
@@ -221,7 +225,8 @@ Status Copy(const Flags& flags) {
   if (flags.recursive) {
     const size_t base = from.key.rfind('/') + 1;  // 0 without a '/'.
     TESSERA_TRY(ForEachObject(*from.store, from.key, [&](const ObjectInfo& object) {
-      jobs.push_back({object, JoinPath(folder, object.key.substr(std::min(base, object.key.size())))});
+      jobs.push_back(
+          {object, JoinPath(folder, object.key.substr(std::min(base, object.key.size())))});
       bytes += object.bytes;
       return Status();
     }));
@@ -274,9 +279,9 @@ Status Copy(const Flags& flags) {
 }
 
 Status Remove(const Flags& flags) {
-  TESSERA_ASSIGN(const ObjectLocation location, flags.recursive
-                                                    ? OpenPrefix(flags.source, flags.store)
-                                                    : OpenObjectLocation(flags.source, flags.store));
+  TESSERA_ASSIGN(const ObjectLocation location,
+                 flags.recursive ? OpenPrefix(flags.source, flags.store)
+                                 : OpenObjectLocation(flags.source, flags.store));
   std::vector<CopyJob> jobs;
   if (flags.recursive) {
     TESSERA_TRY(ForEachObject(*location.store, location.key, [&](const ObjectInfo& object) {
@@ -307,7 +312,8 @@ Status Remove(const Flags& flags) {
 }
 
 Status Pending(const Flags& flags) {
-  TESSERA_ASSIGN(const std::unique_ptr<ObjectStore> store, OpenObjectStore(flags.source, flags.store));
+  TESSERA_ASSIGN(const std::unique_ptr<ObjectStore> store,
+                 OpenObjectStore(flags.source, flags.store));
   TESSERA_ASSIGN(const std::vector<PendingWrite> writes, store->PendingWrites());
   const double limit = static_cast<double>(UnixSeconds()) - flags.older_than_hours * 3600;
   Json json = Json::array();
@@ -320,40 +326,41 @@ Status Pending(const Flags& flags) {
                       {"started", UtcTimestamp(write.started_unix_s)},
                       {"abandoned", abandon}});
     } else {
-      fmt::print("{}  {}{}\n", Modified(write.started_unix_s), write.key, abandon ? "  (abandoned)" : "");
+      fmt::print("{}  {}{}\n", Modified(write.started_unix_s), write.key,
+                 abandon ? "  (abandoned)" : "");
     }
   }
   if (flags.json) PrintJson(json);
   return {};
 }
 
-void AddStoreOptions(CLI::App* command, const std::shared_ptr<Flags>& flags) {
-  command->add_option("--endpoint", flags->store.endpoint, "S3 endpoint, http(s)://host[:port]");
-  command->add_option("--region", flags->store.region, "S3 region");
-  command->add_option("--profile", flags->store.profile, "Profile of ~/.aws");
-  command->add_flag("--anonymous", flags->store.anonymous, "Do not sign (public buckets)");
-  command->add_option("--connections", flags->store.connections, "Requests at once, at most")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
-  command->add_flag("--json", flags->json, "Report as JSON");
+void AddStoreOptions(Command command, const std::shared_ptr<Flags>& flags) {
+  command.AddOption("--endpoint", flags->store.endpoint, "S3 endpoint, http(s)://host[:port]");
+  command.AddOption("--region", flags->store.region, "S3 region");
+  command.AddOption("--profile", flags->store.profile, "Profile of ~/.aws");
+  command.AddFlag("--anonymous", flags->store.anonymous, "Do not sign (public buckets)");
+  command.AddOption("--connections", flags->store.connections, "Requests at once, at most")
+      .ShowDefault()
+      .Range(1, 1024);
+  command.AddFlag("--json", flags->json, "Report as JSON");
 }
 
 }  // namespace
 
-void RegisterStore(CLI::App& app, Outcome& outcome) {
-  CLI::App* store = app.add_subcommand(
-      "store", "Look at, copy and remove objects of folders, S3 and web servers");
-  store->require_subcommand(1);
-  store->footer(
+void RegisterStore(Command app, Outcome& outcome) {
+  Command store =
+      app.AddCommand("store", "Look at, copy and remove objects of folders, S3 and web servers");
+  store.RequireCommand();
+  store.SetFooter(
       "URLs: a path, file:///path, s3://bucket/key, https://host/path\n"
       "Keys and endpoint of S3: AWS_* variables and ~/.aws, see docs/object-store.md");
   const auto add = [&](const char* name, const char* help, Status (*run)(const Flags&),
                        const char* examples) {
     auto flags = std::make_shared<Flags>();
-    CLI::App* command = store->add_subcommand(name, help);
+    Command command = store.AddCommand(name, help);
     AddStoreOptions(command, flags);
-    command->footer(examples);
-    command->callback([flags, run, &outcome] {
+    command.SetFooter(examples);
+    command.SetCallback([flags, run, &outcome] {
       const CancelOnStop watch;
       flags->store.cancelled = &cancelled;
       outcome.status = run(*flags);
@@ -364,37 +371,37 @@ void RegisterStore(CLI::App& app, Outcome& outcome) {
                                   "Examples:\n"
                                   "  tessera store ls s3://bucket/data/\n"
                                   "  tessera store ls --recursive --json s3://bucket/data/");
-  ls->add_option("url", ls_flags->source, "Objects whose keys begin with it")->required();
-  ls->add_flag("-r,--recursive", ls_flags->recursive, "Folders too");
+  ls.AddOption("url", ls_flags->source, "Objects whose keys begin with it").Required();
+  ls.AddFlag("-r,--recursive", ls_flags->recursive, "Folders too");
   const auto [cp, cp_flags] = add("cp", "Copy objects", Copy,
                                   "Examples:\n"
                                   "  tessera store cp model.safetensors s3://bucket/models/\n"
                                   "  tessera store cp -r s3://bucket/data/ /local/data/");
-  cp->add_option("from", cp_flags->source)->required();
-  cp->add_option("to", cp_flags->target)->required();
-  cp->add_flag("-r,--recursive", cp_flags->recursive, "Every object whose key begins with it");
+  cp.AddOption("from", cp_flags->source).Required();
+  cp.AddOption("to", cp_flags->target).Required();
+  cp.AddFlag("-r,--recursive", cp_flags->recursive, "Every object whose key begins with it");
   const auto [cat, cat_flags] = add("cat", "Write an object to the output", Cat,
                                     "Examples:\n"
                                     "  tessera store cat s3://bucket/data/index.json");
-  cat->add_option("url", cat_flags->source)->required();
+  cat.AddOption("url", cat_flags->source).Required();
   const auto [rm, rm_flags] = add("rm", "Remove objects", Remove,
                                   "Examples:\n"
                                   "  tessera store rm s3://bucket/old/index.json\n"
                                   "  tessera store rm -r s3://bucket/old/");
-  rm->add_option("url", rm_flags->source)->required();
-  rm->add_flag("-r,--recursive", rm_flags->recursive, "Every object whose key begins with it");
+  rm.AddOption("url", rm_flags->source).Required();
+  rm.AddFlag("-r,--recursive", rm_flags->recursive, "Every object whose key begins with it");
   const auto [stat, stat_flags] = add("stat", "Size, time and etag of an object", Stat,
                                       "Examples:\n"
                                       "  tessera store stat --json s3://bucket/data/index.json");
-  stat->add_option("url", stat_flags->source)->required();
+  stat.AddOption("url", stat_flags->source).Required();
   const auto [pending, pending_flags] =
       add("pending", "Writes that killed processes left unfinished", Pending,
           "Examples:\n"
           "  tessera store pending s3://bucket/checkpoints\n"
           "  tessera store pending --abandon --older-than 48 s3://bucket/checkpoints");
-  pending->add_option("url", pending_flags->source)->required();
-  pending->add_flag("--abandon", pending_flags->abandon, "Remove those that are old enough");
-  pending->add_option("--older-than", pending_flags->older_than_hours, "Hours")->capture_default_str();
+  pending.AddOption("url", pending_flags->source).Required();
+  pending.AddFlag("--abandon", pending_flags->abandon, "Remove those that are old enough");
+  pending.AddOption("--older-than", pending_flags->older_than_hours, "Hours").ShowDefault();
 }
 
 }  // namespace tessera::cli

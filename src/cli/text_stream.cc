@@ -13,7 +13,7 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 // Whether `bytes` could still become a character when more bytes follow.
 bool IsIncomplete(std::string_view bytes) {
   const auto first = static_cast<uint8_t>(bytes[0]);
-  const size_t length = first >= 0xF0 && first <= 0xF4   ? 4
+  const size_t length = first >= 0xF0 && first <= 0xF4  ? 4
                         : first >= 0xE0 && first < 0xF0 ? 3
                         : first >= 0xC2 && first < 0xE0 ? 2
                                                         : 1;

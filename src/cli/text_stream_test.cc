@@ -17,13 +17,19 @@ TEST(TextStream, HoldsACharacterUntilItIsWhole) {
   TextStream stream({});
   EXPECT_EQ(stream.Append("a\xF0"), "a");
   EXPECT_EQ(stream.Append("\x9F\x98"), "");
-  EXPECT_EQ(stream.Append("\x80" "b"), "\xF0\x9F\x98\x80" "b");
+  EXPECT_EQ(stream.Append("\x80"
+                          "b"),
+            "\xF0\x9F\x98\x80"
+            "b");
 }
 
 TEST(TextStream, ReplacesWhatCanNotBecomeACharacter) {
   TextStream stream({});
-  EXPECT_EQ(stream.Append("a\xFF" "b"), "a\xEF\xBF\xBD" "b");
-  EXPECT_EQ(stream.Append("\xC0"), "\xEF\xBF\xBD");          // overlong
+  EXPECT_EQ(stream.Append("a\xFF"
+                          "b"),
+            "a\xEF\xBF\xBD"
+            "b");
+  EXPECT_EQ(stream.Append("\xC0"), "\xEF\xBF\xBD");                  // overlong
   EXPECT_EQ(stream.Append("\xED\xA0"), "\xEF\xBF\xBD\xEF\xBF\xBD");  // a surrogate
   EXPECT_EQ(stream.Append("\xE2\x82"), "");
   EXPECT_EQ(stream.Append("x"), "\xEF\xBF\xBD\xEF\xBF\xBDx");

@@ -74,8 +74,9 @@ Result<std::filesystem::path> PrepareOutput(const std::string& output) {
 Status Train(const TrainFlags& flags) {
   const auto kind = PreTokenizerFromName(flags.pre_tokenizer);
   if (!kind) {
-    return InvalidArgument(fmt::format(
-        "--pre-tokenizer '{}' is not one of gpt2, llama3, qwen2, gpt2_digits", flags.pre_tokenizer));
+    return InvalidArgument(
+        fmt::format("--pre-tokenizer '{}' is not one of gpt2, llama3, qwen2, gpt2_digits",
+                    flags.pre_tokenizer));
   }
   std::vector<std::string> paths;
   for (const std::string& pattern : flags.files) {
@@ -220,67 +221,63 @@ Status Info(const TextFlags& flags) {
   return {};
 }
 
-void AddTextFlags(CLI::App* command, const std::shared_ptr<TextFlags>& flags, bool has_input) {
-  command->add_option("tokenizer", flags->tokenizer, "tokenizer.json, or a folder that holds it")
-      ->required();
-  if (has_input) command->add_option("input", flags->input, "File, or - for standard input");
-  command->add_flag("--json", flags->json, "Print JSON");
+void AddTextFlags(Command command, const std::shared_ptr<TextFlags>& flags, bool has_input) {
+  command.AddOption("tokenizer", flags->tokenizer, "tokenizer.json, or a folder that holds it")
+      .Required();
+  if (has_input) command.AddOption("input", flags->input, "File, or - for standard input");
+  command.AddFlag("--json", flags->json, "Print JSON");
 }
 
 }  // namespace
 
-void RegisterTokenizer(CLI::App& app, Outcome& outcome) {
-  CLI::App* group =
-      app.add_subcommand("tokenizer", "Train a byte-level BPE tokenizer, encode and decode text");
-  group->require_subcommand(1);
+void RegisterTokenizer(Command app, Outcome& outcome) {
+  Command group =
+      app.AddCommand("tokenizer", "Train a byte-level BPE tokenizer, encode and decode text");
+  group.RequireCommand();
 
   auto train = std::make_shared<TrainFlags>();
-  CLI::App* command = group->add_subcommand("train", "Learn a vocabulary from text files");
-  command->add_option("files", train->files, "Files, folders or patterns; each file a document")
-      ->required();
-  command->add_option("-o,--output", train->output, "The tokenizer.json to write, or its folder")
-      ->required();
+  Command command = group.AddCommand("train", "Learn a vocabulary from text files");
+  command.AddOption("files", train->files, "Files, folders or patterns; each file a document")
+      .Required();
+  command.AddOption("-o,--output", train->output, "The tokenizer.json to write, or its folder")
+      .Required();
   command
-      ->add_option("--vocab-size", train->vocab_size,
-                   "Special tokens, 256 bytes and merges together")
-      ->capture_default_str();
+      .AddOption("--vocab-size", train->vocab_size, "Special tokens, 256 bytes and merges together")
+      .ShowDefault();
+  command.AddOption("--pre-tokenizer", train->pre_tokenizer, "gpt2, llama3, qwen2 or gpt2_digits")
+      .ShowDefault();
   command
-      ->add_option("--pre-tokenizer", train->pre_tokenizer, "gpt2, llama3, qwen2 or gpt2_digits")
-      ->capture_default_str();
-  command
-      ->add_option("--special", train->special_tokens,
-                   "Special tokens, which take the first ids; may be given several times")
-      ->capture_default_str();
-  command
-      ->add_option("--min-frequency", train->min_frequency, "Pairs that are rarer are not merged")
-      ->capture_default_str();
-  command->add_option("--threads", train->threads, "0: every core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  command->add_flag("--json", train->json, "Print JSON");
-  command->footer(
+      .AddOption("--special", train->special_tokens,
+                 "Special tokens, which take the first ids; may be given several times")
+      .ShowDefault();
+  command.AddOption("--min-frequency", train->min_frequency, "Pairs that are rarer are not merged")
+      .ShowDefault();
+  command.AddOption("--threads", train->threads, "0: every core").Range(0, 1024).ShowDefault();
+  command.AddFlag("--json", train->json, "Print JSON");
+  command.SetFooter(
       "Example:\n  tessera tokenizer train 'docs/**/*.rst' --vocab-size 16384 -o tokenizer.json");
-  command->callback([train, &outcome] { outcome.status = Train(*train); });
+  command.SetCallback([train, &outcome] { outcome.status = Train(*train); });
 
   auto text = std::make_shared<TextFlags>();
-  command = group->add_subcommand("encode", "Text to token ids");
+  command = group.AddCommand("encode", "Text to token ids");
   AddTextFlags(command, text, true);
-  command->add_flag("--as-text", text->as_text,
-                    "Special tokens inside the text are encoded as plain text");
-  command->add_flag("--pieces", text->pieces, "Print one token a line, with its text");
-  command->footer("Example:\n  echo 'Hello there' | tessera tokenizer encode tokenizer.json --pieces");
-  command->callback([text, &outcome] { outcome.status = Encode(*text); });
+  command.AddFlag("--as-text", text->as_text,
+                  "Special tokens inside the text are encoded as plain text");
+  command.AddFlag("--pieces", text->pieces, "Print one token a line, with its text");
+  command.SetFooter(
+      "Example:\n  echo 'Hello there' | tessera tokenizer encode tokenizer.json --pieces");
+  command.SetCallback([text, &outcome] { outcome.status = Encode(*text); });
 
-  command = group->add_subcommand("decode", "Token ids to text");
+  command = group.AddCommand("decode", "Token ids to text");
   AddTextFlags(command, text, true);
-  command->add_flag("--skip-special", text->skip_special, "Leave special tokens out");
-  command->footer("Example:\n  echo '17 254 9' | tessera tokenizer decode tokenizer.json");
-  command->callback([text, &outcome] { outcome.status = Decode(*text); });
+  command.AddFlag("--skip-special", text->skip_special, "Leave special tokens out");
+  command.SetFooter("Example:\n  echo '17 254 9' | tessera tokenizer decode tokenizer.json");
+  command.SetCallback([text, &outcome] { outcome.status = Decode(*text); });
 
-  command = group->add_subcommand("info", "What a tokenizer is made of");
+  command = group.AddCommand("info", "What a tokenizer is made of");
   AddTextFlags(command, text, false);
-  command->footer("Example:\n  tessera tokenizer info tokenizer.json --json");
-  command->callback([text, &outcome] { outcome.status = Info(*text); });
+  command.SetFooter("Example:\n  tessera tokenizer info tokenizer.json --json");
+  command.SetCallback([text, &outcome] { outcome.status = Info(*text); });
 }
 
 }  // namespace tessera::cli

@@ -81,18 +81,18 @@ Status Train(const Arguments& arguments) {
 
 }  // namespace
 
-void RegisterTrain(CLI::App& app, Outcome& outcome) {
-  CLI::App* command = app.add_subcommand(
+void RegisterTrain(Command app, Outcome& outcome) {
+  Command command = app.AddCommand(
       "train", "Train a model: tokenizer, dataset, plan, steps, checkpoints, report");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("run", arguments->run_file, "The run file (YAML)")->required();
-  command->add_option("overrides", arguments->overrides,
-                      "key=value pairs that replace values of the run file");
-  command->add_flag("--dry-run", arguments->dry_run,
-                    "Check the run file and print the resolved run and its plan");
-  command->add_flag("--json", arguments->json, "Print the summary (or the plan) as JSON");
-  command->add_flag("--profile", arguments->profile, "Print the time by kind of operation");
-  command->footer(
+  command.AddOption("run", arguments->run_file, "The run file (YAML)").Required();
+  command.AddOption("overrides", arguments->overrides,
+                    "key=value pairs that replace values of the run file");
+  command.AddFlag("--dry-run", arguments->dry_run,
+                  "Check the run file and print the resolved run and its plan");
+  command.AddFlag("--json", arguments->json, "Print the summary (or the plan) as JSON");
+  command.AddFlag("--profile", arguments->profile, "Print the time by kind of operation");
+  command.SetFooter(
       "Examples:\n"
       "  tessera train recipes/quickstart.yaml\n"
       "  tessera train recipes/quickstart.yaml data.sources.mine=PATH run_name=mine\n"
@@ -101,7 +101,7 @@ void RegisterTrain(CLI::App& app, Outcome& outcome) {
       "  tessera train run.yaml --dry-run              what it would take\n"
       "Ctrl-C finishes the step, saves and exits with 130; SIGTERM does the same and exits with "
       "0.");
-  command->callback([arguments, &outcome] { outcome.status = Train(*arguments); });
+  command.SetCallback([arguments, &outcome] { outcome.status = Train(*arguments); });
 }
 
 }  // namespace tessera::cli
