@@ -54,7 +54,7 @@ Option Option::Excludes(Option other) {
 }
 
 Option Option::Delimiter(char separator) {
-  option_.Delimiter(separator);
+  option_->delimiter(separator);
   return *this;
 }
 
