@@ -41,6 +41,10 @@ Result<MemoryRegion> MemoryRegion::Allocate(int64_t bytes, std::string_view purp
   return region;
 }
 
+void MemoryRegion::Discard() {
+  if (data_ != nullptr) ::madvise(data_, static_cast<size_t>(bytes_), MADV_DONTNEED);
+}
+
 MemoryRegion::MemoryRegion(MemoryRegion&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
 

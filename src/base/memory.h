@@ -22,6 +22,10 @@ class MemoryRegion {
   MemoryRegion& operator=(MemoryRegion&& other) noexcept;
   ~MemoryRegion();
 
+  // Gives the pages back to the system. The content is lost: it reads as zero, and touching it takes
+  // pages again.
+  void Discard();
+
   std::byte* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
   template <class T>

@@ -438,6 +438,11 @@ void Engine::AverageLoaded() {
   impl_->average_started = true;
 }
 
+void Engine::ReleaseStepMemory() {
+  impl_->grads.Discard();
+  impl_->arena.Discard();
+}
+
 void Engine::SwapAverage() {
   Impl& s = *impl_;
   TESSERA_CHECK(s.average.bytes() > 0, "the plan keeps no average");

@@ -91,6 +91,10 @@ class Engine {
   // Exchanges weights and averages (to evaluate or save the average), and back.
   void SwapAverage();
 
+  // Between steps: gives the memory of gradients and activations back to the system, for work beside
+  // the engine. The next step takes it again.
+  void ReleaseStepMemory();
+
   // Sum of negative log likelihood (nats) over counted targets of `sequences` rows, no gradient.
   // Rows may exceed the micro-batch. token_nll, when not null, gets [sequences, T].
   double Evaluate(const StepBatch& batch, float* token_nll = nullptr);

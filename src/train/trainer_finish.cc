@@ -49,6 +49,7 @@ void Trainer::CompareCompressors() {
 void Trainer::WriteSamples() {
   if (!data_.tokenizer || config_.samples.prompts.empty()) return;
   console_.Status("writing samples");
+  engine_->ReleaseStepMemory();  // Generation has weights of its own; the peak stays as planned.
   const bool swap = state_.average_started;
   if (swap) engine_->SwapAverage();
   Result<std::vector<ReportSample>> samples =

@@ -383,6 +383,21 @@ TEST_F(TrainTest, DryRunWritesNothing) {
   EXPECT_FALSE(fs::exists(folder));
 }
 
+// The table's promise: what is resident at most lies within 3% of what was planned.
+TEST_F(TrainTest, PeakMemoryIsThatOfTheTable) {
+  for (const char* precision : {"fp32", "amp_bf16"}) {
+    const fs::path folder = shared_->path() / ("memory-" + std::string(precision));
+    Train(folder, {"model.d_model=768", "model.n_heads=12", "model.n_layers=7", "max_duration=2ba",
+                   "save_interval=2ba", "eval_interval=2ba", "threads=2",
+                   "precision=" + std::string(precision)});
+    const Json summary = ReadJson(folder / "summary.json");
+    const double planned = summary["planned_bytes"].get<double>();
+    const double peak = summary["peak_rss_bytes"].get<double>();
+    EXPECT_GT(planned, 500e6);
+    EXPECT_NEAR(peak / planned, 1.0, 0.03) << precision << ": " << peak << " of " << planned;
+  }
+}
+
 TEST_F(TrainTest, JsonPrintsTheSummary) {
   const fs::path folder = shared_->path() / "json";
   Program program(shared_->path(),
