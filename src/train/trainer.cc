@@ -117,6 +117,11 @@ Status Trainer::ChangeStage() {
 Status Trainer::Loop() {
   TESSERA_ASSIGN(const Schedule schedule,
                  Schedule::Create(config_.scheduler, config_.max_duration));
+  const Duration& warmup = config_.scheduler.t_warmup;
+  if (warmup.unit == config_.max_duration.unit && warmup.value > config_.max_duration.value) {
+    LogWarning("the run of {} ends within its warm-up of {}: the rate never reaches optimizer.lr",
+               FormatDuration(config_.max_duration), FormatDuration(warmup));
+  }
   if (config_.eval_first && state_.progress.step == 0 && data_.has_validation()) {
     TESSERA_TRY(EvaluateNow());
   }
