@@ -75,11 +75,13 @@ start_daemons() {
   monmaptool --create --addv a "[v1:127.0.0.1:$((port + 1))]" --fsid "$fsid" "$folder/monmap"
   ceph-mon "${conf[@]}" --mkfs -i a --monmap "$folder/monmap"
   ceph-mon "${conf[@]}" -i a
+  [ "$(timeout 30 ceph "${conf[@]}" fsid)" = "$fsid" ] || return 1
   timeout 30 ceph "${conf[@]}" osd new "$osd"
   ceph-osd "${conf[@]}" -i 0 --mkfs --osd-uuid "$osd"
   ceph-osd "${conf[@]}" -i 0
-  for _ in {1..150}; do
-    timeout 10 ceph "${conf[@]}" osd stat | grep -q ' 1 up' && break
+  local deadline=$((SECONDS + 40))
+  until timeout 10 ceph "${conf[@]}" osd stat | grep -q ' 1 up'; do
+    [ "$SECONDS" -lt "$deadline" ] || return 1
     sleep 0.2
   done
   radosgw "${conf[@]}" -n client.rgw
@@ -98,12 +100,21 @@ start_server() {
     echo "s3-server: $program is missing; run tests/services/s3-server.sh install" >&2
     exit 77
   done
-  stop_server
-  mkdir -p "$folder"/{mon-a,osd-0,rgw}
-  fsid=$(cat /proc/sys/kernel/random/uuid)
-  write_configuration "$port" "$fsid"
-  if ! start_daemons "$port" "$fsid" >"$folder/start.log" 2>&1 </dev/null; then
+  # On a loaded machine a daemon now and then meets another before that one is ready.
+  local attempt started=false
+  for attempt in 1 2 3; do
+    stop_server
+    mkdir -p "$folder"/{mon-a,osd-0,rgw}
+    fsid=$(cat /proc/sys/kernel/random/uuid)
+    write_configuration "$port" "$fsid"
+    if start_daemons "$port" "$fsid" >"$folder/start.log" 2>&1 </dev/null; then
+      started=true
+      break
+    fi
+    echo "s3-server: attempt $attempt failed" >&2
     cat "$folder/start.log" >&2
+  done
+  if ! $started; then
     stop_server
     exit 1
   fi
