@@ -82,7 +82,7 @@ double BestGemmGflops(kernels::Compute compute, ThreadPool& pool) {
   kernels::Gemm(args, aligned, pool);
   double best = 0;
   const Stopwatch total;
-  for (int call = 0; call < kCalls || total.Seconds() < 0.03; ++call) {
+  for (int call = 0; call < kCalls || total.Seconds() < 0.1; ++call) {
     const Stopwatch watch;
     kernels::Gemm(args, aligned, pool);
     best = std::max(best, 2.0 * kM * kN * kK / watch.Seconds() * 1e-9);
