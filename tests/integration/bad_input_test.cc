@@ -1,7 +1,6 @@
 // Bad input to the built program: each case ends with the exit code of its kind and a message that
 // says what is wrong, where, with which value and what to do; what was there before stays as it was.
 #include <gtest/gtest.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "base/test_folder.h"
 #include "checkpoint/checkpoint.h"
 #include "program.h"
+#include "small_disk.h"
 
 namespace tessera::integration {
 namespace {
@@ -394,26 +394,6 @@ TEST_F(BadInput, LossThatIsNotANumberStopsTheRun) {
   ASSERT_TRUE(last.ok()) << last.error().message;
   EXPECT_TRUE(VerifyCheckpoint(*last).ok());
 }
-
-// A small file system of its own; needs the right to mount.
-class SmallDisk {
- public:
-  SmallDisk(const std::string& path, const std::string& size) : path_(path) {
-    fs::create_directories(path);
-    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0;
-  }
-  ~SmallDisk() {
-    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
-  }
-  bool mounted() const { return mounted_; }
-  bool MakeReadOnly() const {
-    return ::mount("tmpfs", path_.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0;
-  }
-
- private:
-  std::string path_;
-  bool mounted_ = false;
-};
 
 TEST_F(BadInput, DatasetWriterOnAFullDiskKeepsTheFormerDataset) {
   const SmallDisk disk(Path("full"), "256k");

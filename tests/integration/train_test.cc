@@ -1,6 +1,5 @@
 // Training end to end with the built program: resume after kills, stops, damage, full disks.
 #include <gtest/gtest.h>
-#include <sys/mount.h>
 
 #include <cstring>
 #include <limits>
@@ -11,6 +10,7 @@
 #include "base/test_folder.h"
 #include "checkpoint/checkpoint.h"
 #include "program.h"
+#include "small_disk.h"
 
 namespace tessera::integration {
 namespace {
@@ -453,26 +453,6 @@ TEST_F(TrainTest, NonFiniteStepsAreSkippedThenStopTheRun) {
   for (const Json& line : Metrics(folder)) skipped += line.value("skipped", false) ? 1 : 0;
   EXPECT_EQ(skipped, 3);
 }
-
-// A small file system of its own; needs the right to mount.
-class SmallDisk {
- public:
-  SmallDisk(const fs::path& path, const std::string& size) : path_(path) {
-    fs::create_directories(path);
-    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0;
-  }
-  ~SmallDisk() {
-    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
-  }
-  bool mounted() const { return mounted_; }
-  bool MakeReadOnly() const {
-    return ::mount("tmpfs", path_.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0;
-  }
-
- private:
-  fs::path path_;
-  bool mounted_ = false;
-};
 
 TEST_F(TrainTest, FullDiskIsToldBeforeTheStart) {
   const SmallDisk disk(shared_->path() / "small", "1m");
