@@ -9,6 +9,7 @@
 
 #include "base/cpu_info.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/rng.h"
 #include "base/strings.h"
@@ -18,6 +19,7 @@
 #include "kernels/isa.h"
 #include "model/engine.h"
 #include "model/plan.h"
+#include "model/profile.h"
 
 namespace tessera::cli {
 
@@ -36,8 +38,10 @@ struct Options {
   std::string recompute = "none";
   int64_t length = 1024, batch = 4, microbatch = 0;
   int64_t steps = 3, vocab = 0;
+  int64_t layers = 0, width = 0, heads = 0;
   int threads = 0;
   bool json = false, profile = false;
+  std::string trace;
 };
 
 // The limit: the best GFLOP/s that a product of 4096 x 3072 x 768 reaches, over the forward, input
@@ -93,6 +97,9 @@ class GemmLimit {
 Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
   TESSERA_ASSIGN(ModelConfig config, NamedModel(o.model));
   if (o.vocab > 0) config.vocab_size = o.vocab;
+  if (o.layers > 0) config.n_layers = o.layers;
+  if (o.width > 0) config.d_model = o.width;
+  if (o.heads > 0) config.n_heads = o.heads;
   config.max_seq_len = std::max(config.max_seq_len, o.length);
   PlanOptions options;
   options.sequence_length = o.length;
@@ -139,10 +146,13 @@ Status Run(const Options& o) {
   const StepBatch batch{o.batch, tokens.data(), targets.data(), nullptr};
   std::vector<double> seconds;
   double loss = 0;
-  if (o.profile) engine->EnableProfile(true);
+  constexpr int64_t kTraceEvents = int64_t{1} << 18;
+  OpProfile profile(o.trace.empty() ? 0 : kTraceEvents);
+  const bool counts = o.profile || !o.trace.empty();
+  if (counts) engine->SetProfile(&profile);
   for (int64_t step = 0; step <= o.steps; ++step) {
     limit.Measure(pool);
-    if (step == 1 && o.profile) engine->TakeProfile();  // the first step warms up
+    if (step == 1) profile.Reset();  // the first step warms up
     const Clock::time_point start = Clock::now();
     loss = engine->ForwardBackward(batch, {}, 1, step + 1).loss;
     UpdateOptions update;
@@ -159,14 +169,18 @@ Status Run(const Options& o) {
   const double flops = TrainFlopsPerToken(plan.config, o.length);
   const double gflops = tokens_per_s * flops * 1e-9;
   const int64_t rss = ResidentBytes();
-  Json profile = Json::array();
+  Json profile_json;
   if (o.profile) {
-    for (const Engine::OpTime& op : engine->TakeProfile()) {
-      profile.push_back({{"op", op.name},
-                         {"calls", op.calls},
-                         {"seconds_per_step", op.seconds / static_cast<double>(o.steps)},
-                         {"gflops", op.flops / op.seconds * 1e-9},
-                         {"gbps", op.bytes / op.seconds * 1e-9}});
+    double sum = 0;
+    for (const double one : seconds) sum += one;
+    profile_json = ProfileToJson(profile, MeasureOpLimits(limit.best_gflops(), pool), o.steps,
+                                 sum / static_cast<double>(o.steps));
+  }
+  if (!o.trace.empty()) {
+    TESSERA_TRY(profile.WriteTrace(o.trace));
+    if (profile.dropped_events() > 0) {
+      LogWarning("{} holds the first {} calls; {} later ones are left out: use fewer --steps",
+                 o.trace, kTraceEvents, profile.dropped_events());
     }
   }
   if (o.json) {
@@ -191,7 +205,7 @@ Status Run(const Options& o) {
                 {"planned_bytes", plan.memory.total()},
                 {"resident_bytes", rss - rss_before},
                 {"loss", loss}};
-    if (o.profile) out["profile"] = profile;
+    if (o.profile) out["profile"] = profile_json;
     fmt::print("{}\n", out.dump(2));
     return {};
   }
@@ -203,12 +217,8 @@ Status Run(const Options& o) {
   fmt::print("  {:<22} {:>10.1f}\n", "best product GFLOP/s", limit.best_gflops());
   fmt::print("  {:<22} {:>10.3f}\n", "fraction", gflops / limit.best_gflops());
   fmt::print("  {:<22} {:>10}\n", "planned memory", FormatBytes(plan.memory.total()));
-  for (const Json& op : profile) {
-    fmt::print("  {:<18} {:>9.2f} ms {:>6.1f}% {:>8.1f} GFLOP/s {:>8.1f} GB/s\n",
-               op["op"].get<std::string>(), op["seconds_per_step"].get<double>() * 1e3,
-               100 * op["seconds_per_step"].get<double>() / median, op["gflops"].get<double>(),
-               op["gbps"].get<double>());
-  }
+  if (o.profile) fmt::print("\n{}", FormatProfile(profile_json));
+  if (!o.trace.empty()) fmt::print("the timeline of the steps is in {}\n", o.trace);
   return {};
 }
 
@@ -223,6 +233,9 @@ void RegisterBenchTrain(Command bench, Outcome& outcome) {
   command.AddOption("--batch", options->batch, "Sequences of a step").ShowDefault();
   command.AddOption("--microbatch", options->microbatch, "Sequences of a pass; 0 chooses");
   command.AddOption("--vocab", options->vocab, "Vocabulary; 0 takes the model's");
+  command.AddOption("--layers", options->layers, "Blocks; 0 takes the model's").Range(0, 10000);
+  command.AddOption("--width", options->width, "Width; 0 takes the model's").Range(0, 1 << 20);
+  command.AddOption("--heads", options->heads, "Heads; 0 takes the model's").Range(0, 1 << 16);
   command.AddOption("--precision", options->precision).OneOf({"fp32", "amp_bf16"}).ShowDefault();
   command.AddOption("--optimizer", options->optimizer)
       .OneOf({"adamw", "lion", "muon"})
@@ -234,9 +247,16 @@ void RegisterBenchTrain(Command bench, Outcome& outcome) {
       .Range(1, 10000)
       .ShowDefault();
   command.AddOption("--threads", options->threads, "Compute threads; 0 takes every core");
-  command.AddFlag("--profile", options->profile, "Time, FLOPs and bytes of each kind of op");
+  command.AddFlag("--profile", options->profile,
+                  "Time, FLOPs and bytes of each form of op beside this machine's limits");
+  command.AddOption("--trace", options->trace,
+                    "Writes the timeline of the measured steps to this file, for Perfetto "
+                    "(ui.perfetto.dev) or chrome://tracing");
   command.AddFlag("--json", options->json);
-  command.SetFooter("Example: tessera bench train --model gpt2-124m --seq 1024 --batch 4 --json");
+  command.SetFooter(
+      "Examples:\n"
+      "  tessera bench train --model gpt2-124m --seq 1024 --batch 4 --json\n"
+      "  tessera bench train --model gpt2-124m --profile --trace steps.json");
   command.SetCallback([options, &outcome] { outcome.status = Run(*options); });
 }
 

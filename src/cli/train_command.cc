@@ -22,6 +22,7 @@ struct Arguments {
   bool dry_run = false;
   bool json = false;
   bool profile = false;
+  std::string trace;
 };
 
 // A word as a shell reads it back.
@@ -63,6 +64,7 @@ Status Train(const Arguments& arguments) {
   const StopSignals signals;
   TrainOptions options;
   options.profile = arguments.profile;
+  options.trace_file = arguments.trace;
   options.resume_command = ResumeCommand(arguments);
   TESSERA_ASSIGN(const TrainOutcome trained, RunTraining(config, options));
   if (arguments.json) {
@@ -91,7 +93,11 @@ void RegisterTrain(Command app, Outcome& outcome) {
   command.AddFlag("--dry-run", arguments->dry_run,
                   "Check the run file and print the resolved run and its plan");
   command.AddFlag("--json", arguments->json, "Print the summary (or the plan) as JSON");
-  command.AddFlag("--profile", arguments->profile, "Print the time by kind of operation");
+  command.AddFlag("--profile", arguments->profile,
+                  "Time, FLOPs and bytes of each form of op beside this machine's limits");
+  command.AddOption("--trace", arguments->trace,
+                    "Writes a timeline of the first steps to this file, for Perfetto "
+                    "(ui.perfetto.dev) or chrome://tracing");
   command.SetFooter(
       "Examples:\n"
       "  tessera train recipes/quickstart.yaml\n"

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -19,12 +18,6 @@
 namespace tessera {
 
 namespace {
-
-// Profile slots after those of the op kinds.
-constexpr size_t kSlotUpdate = static_cast<size_t>(OpKind::kEmbeddingBackward) + 1;
-constexpr size_t kSlotMuon = kSlotUpdate + 1;
-constexpr size_t kSlotNorm = kSlotUpdate + 2;
-constexpr size_t kSlotCount = kSlotUpdate + 3;
 
 // The row of the bigram table for a pair of tokens; the first token of a row has `previous` -1.
 int32_t BigramRow(int32_t previous, int32_t token, int64_t buckets) {
@@ -64,8 +57,15 @@ struct Engine::Impl {
 
   bool average_started = false;
   double grad_norm = 0;
-  std::vector<Engine::OpTime> profile;
-  bool profiling = false;
+  // Rows of the profile outside the executor's ops.
+  struct StepSlots {
+    OpProfile::Slot clear = 0, merge = 0, norm = 0, muon = 0, update = 0, working = 0;
+    OpProfile::Slot pass = 0;
+  };
+  OpProfile* profile = nullptr;
+  StepSlots slots;
+  OpWork muon_work, update_work;  // of a step; set with the profile
+  std::unique_ptr<OpProfile> own_profile;  // of EnableProfile
 
   int64_t rows() const { return plan.program->tokens; }
   bool training() const { return plan.options.training; }
@@ -80,17 +80,10 @@ struct Engine::Impl {
   void MergeVirtualRank(int64_t rank);
 
   template <class Fn>
-  void Timed(size_t slot, Fn&& fn) {
-    if (!profiling) {
-      fn();
-      return;
-    }
-    const auto start = std::chrono::steady_clock::now();
-    fn();
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    profile[slot].seconds += elapsed.count();
-    ++profile[slot].calls;
+  void Timed(OpProfile::Slot slot, const OpWork& work, Fn&& fn) {
+    TimeOp(profile, slot, -1, work, std::forward<Fn>(fn));
   }
+  static double Dbl(int64_t value) { return static_cast<double>(value); }
 };
 
 Status Engine::Impl::AllocateAll() {
@@ -282,6 +275,7 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   TESSERA_CHECK(options.training, "the engine was built for evaluation");
   TESSERA_CHECK(batch.sequences == options.global_batch, "the batch has not the planned size");
   StepResult result;
+  if (s.profile != nullptr) s.profile->set_step(step);
   const int64_t total = batch.sequences * options.sequence_length;
   for (int64_t i = 0; i < total; ++i) result.targets += batch.targets[i] >= 0;
 
@@ -295,26 +289,34 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   const int64_t per_rank = options.global_batch / options.virtual_ranks;
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
-    kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
-    kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
+    const double elements = Impl::Dbl(s.layout.value_elements + s.layout.lookup_elements);
+    s.Timed(s.slots.clear, {0, 4 * elements, 0}, [&] {
+      kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
+      kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
+    });
     for (int64_t i = 0; i < per_rank; i += options.microbatch) {
       context.first_sequence = rank * per_rank + i;
       s.CopyMicrobatch(batch, context.first_sequence, options.microbatch);
-      s.train_executor->Run(context, s.pool);
+      if (s.profile != nullptr) s.profile->set_pass(context.first_sequence / options.microbatch);
+      s.Timed(s.slots.pass, {}, [&] { s.train_executor->Run(context, s.pool); });
       for (int64_t row = 0; row < s.rows(); ++row) {
         if (s.memory.targets[row] < 0) continue;
         loss_sum += static_cast<double>(s.memory.loss[row]);
         nll_sum += static_cast<double>(s.memory.nll[row]);
       }
     }
+    if (s.profile != nullptr) s.profile->set_pass(-1);
     // The embedding is the first parameter, so its gradient is the front of the flat array.
-    kernels::AddScaled(1.0f, s.memory.lookup_grads, s.memory.grads, s.layout.lookup_elements, s.pool);
-    s.MergeVirtualRank(rank);
+    s.Timed(s.slots.merge, {0, 12 * Impl::Dbl(s.layout.lookup_elements), 0}, [&] {
+      kernels::AddScaled(1.0f, s.memory.lookup_grads, s.memory.grads, s.layout.lookup_elements,
+                         s.pool);
+      s.MergeVirtualRank(rank);
+    });
   }
   const double count = static_cast<double>(std::max<int64_t>(result.targets, 1));
   result.loss = loss_sum / count;
   result.nll = nll_sum / count;
-  s.Timed(kSlotNorm, [&] {
+  s.Timed(s.slots.norm, {0, 4 * Impl::Dbl(s.layout.value_elements), 0}, [&] {
     result.grad_norm = std::sqrt(kernels::SumSquares(s.memory.grads, s.layout.value_elements,
                                                      s.workspace.as<double>(), s.pool));
   });
@@ -416,12 +418,13 @@ void Engine::Update(const UpdateOptions& options) {
     grad_scale = static_cast<float>(std::min(1.0, options.grad_clip / (s.grad_norm + 1e-6)));
   }
   if (!s.layout.muon_blocks.empty()) {
-    s.Timed(kSlotMuon, [&] { s.UpdateMuon(options, grad_scale); });
+    s.Timed(s.slots.muon, s.muon_work, [&] { s.UpdateMuon(options, grad_scale); });
   }
-  s.Timed(kSlotUpdate, [&] {
-    s.UpdateVectors(options, grad_scale);
-    WeightsChanged();
-  });
+  s.Timed(s.slots.update, s.update_work, [&] { s.UpdateVectors(options, grad_scale); });
+  if (s.layout.working_elements > 0) {
+    s.Timed(s.slots.working, {0, 6 * Impl::Dbl(s.layout.working_elements), 0},
+            [&] { WeightsChanged(); });
+  }
 }
 
 void Engine::UpdateAverage(double decay) {
@@ -481,28 +484,67 @@ void Engine::Logits(const int32_t* tokens, int64_t sequences, float* logits) {
   s.eval_executor->RunLogits(PassContext{}, logits, s.pool);
 }
 
-void Engine::EnableProfile(bool on) {
+void Engine::SetProfile(OpProfile* profile) {
   Impl& s = *impl_;
-  s.profiling = on;
-  s.profile.assign(kSlotCount, {});
-  for (size_t i = 0; i < kSlotUpdate; ++i) {
-    s.profile[i].name = OpKindName(static_cast<OpKind>(i));
+  s.profile = profile;
+  if (s.train_executor) s.train_executor->SetProfile(profile);
+  if (profile == nullptr) return;
+  const auto slot = [&](std::string_view name, std::string_view form, OpClass op_class) {
+    return profile->AddSlot(name, form, op_class);
+  };
+  s.muon_work = s.update_work = {};
+  for (const MuonBlock& block : s.layout.muon_blocks) {
+    const double small = Impl::Dbl(std::min(block.rows, block.cols));
+    const double large = Impl::Dbl(std::max(block.rows, block.cols));
+    s.muon_work.flops += 5 * (4 * small * small * large + 2 * small * small * small);
+    s.muon_work.bytes += 20 * small * large;  // w, g, momentum read; w, momentum written
   }
-  s.profile[kSlotUpdate].name = "optimizer";
-  s.profile[kSlotMuon].name = "muon";
-  s.profile[kSlotNorm].name = "gradient norm";
-  std::vector<OpTime>* target = on ? &s.profile : nullptr;
-  if (s.train_executor) s.train_executor->set_profile(target);
+  for (const Parameter& parameter : s.parameters) {
+    const double elements = Impl::Dbl(parameter.spec.size());
+    if (parameter.rule == UpdateRule::kAdamW) {
+      s.update_work.bytes += 28 * elements;  // w, g, m, v read; w, m, v written
+      s.update_work.vector_ops += 46 * elements;  // 14 and the square root and division
+    } else if (parameter.rule == UpdateRule::kLion) {
+      s.update_work.bytes += 20 * elements;
+      s.update_work.vector_ops += 10 * elements;
+    }
+  }
+  s.slots.clear = slot("gradients", "set to zero", OpClass::kOther);
+  s.slots.merge = slot("gradients", "sum of parts", OpClass::kOther);
+  s.slots.norm = slot(kProfileGradientNorm, "", OpClass::kOther);
+  s.slots.muon = slot(kProfileMuon, "", OpClass::kOther);
+  s.slots.update = slot(kProfileOptimizer, UpdateRuleName(s.plan.options.optimizer ==
+                                                                  UpdateRule::kLion
+                                                              ? UpdateRule::kLion
+                                                              : UpdateRule::kAdamW),
+                        OpClass::kOther);
+  s.slots.working = slot(kProfileOptimizer, "bf16 weights", OpClass::kOther);
+  s.slots.pass = slot("forward and backward", "", OpClass::kPhase);
+}
+
+void Engine::EnableProfile(bool on) {
+  impl_->own_profile = on ? std::make_unique<OpProfile>() : nullptr;
+  SetProfile(impl_->own_profile.get());
 }
 
 std::vector<Engine::OpTime> Engine::TakeProfile() {
-  Impl& s = *impl_;
-  std::vector<OpTime> taken = s.profile;
-  for (OpTime& entry : s.profile) {
-    entry.seconds = entry.flops = entry.bytes = 0;
-    entry.calls = 0;
+  std::vector<OpTime> taken;
+  if (impl_->own_profile == nullptr) return taken;
+  for (const OpProfile::Row& row : impl_->own_profile->rows()) {
+    // Clearing and adding up gradients are no kinds of op.
+    if (row.calls == 0 || row.op_class == OpClass::kPhase || row.name == "gradients") continue;
+    auto entry = std::find_if(taken.begin(), taken.end(),
+                              [&](const OpTime& one) { return one.name == row.name; });
+    if (entry == taken.end()) {
+      taken.push_back({row.name});
+      entry = taken.end() - 1;
+    }
+    entry->seconds += row.seconds;
+    entry->flops += row.work.flops;
+    entry->bytes += row.work.bytes;
+    entry->calls += row.calls;
   }
-  std::erase_if(taken, [](const OpTime& entry) { return entry.calls == 0; });
+  impl_->own_profile->Reset();
   std::stable_sort(taken.begin(), taken.end(),
                    [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
   return taken;

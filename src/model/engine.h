@@ -5,11 +5,13 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
 #include "base/threads.h"
 #include "model/plan.h"
+#include "model/profile.h"
 
 namespace tessera {
 
@@ -23,6 +25,11 @@ struct Parameter {
   float* state1 = nullptr;   // AdamW v; null for others
   float* average = nullptr;  // averaged weights, or null
 };
+
+// Names in a profile that are no kinds of op (OpKindName).
+inline constexpr std::string_view kProfileOptimizer = "optimizer";
+inline constexpr std::string_view kProfileMuon = "muon";
+inline constexpr std::string_view kProfileGradientNorm = "gradient norm";
 
 // A global batch: `sequences` rows of sequence_length.
 struct StepBatch {
@@ -102,7 +109,11 @@ class Engine {
   // plan's micro-batch.
   void Logits(const int32_t* tokens, int64_t sequences, float* logits);
 
-  // FLOPs and seconds by kind of op since the last call, for --profile.
+  // Counts every call of a step in `profile`, which outlives the engine or is replaced by null
+  // before its end. Nothing is allocated while steps run.
+  void SetProfile(OpProfile* profile);
+
+  // Seconds, FLOPs and bytes by kind of op since the last call, counted by the engine itself.
   struct OpTime {
     std::string name;
     double seconds = 0, flops = 0, bytes = 0;

@@ -1,7 +1,6 @@
 #include "model/executor.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <type_traits>
 
@@ -322,7 +321,8 @@ Executor::Call Executor::Bind(const Op& op) const {
   TESSERA_CHECK(false, "unknown op");
 }
 
-void Executor::RunLoss(const LossCall& call, const PassContext& context, ThreadPool& pool) {
+void Executor::RunLoss(const LossCall& call, const PassContext& context, const OpForms* forms,
+                       ThreadPool& pool) {
   const ModelConfig& config = plan_.config;
   const int64_t element = DTypeBytes(dtype_);
   const int64_t row_bytes = config.d_model * element;
@@ -331,7 +331,8 @@ void Executor::RunLoss(const LossCall& call, const PassContext& context, ThreadP
     GemmArgs logits = call.logits;
     logits.m = rows;
     logits.a.data = static_cast<const std::byte*>(logits.a.data) + first * row_bytes;
-    kernels::Gemm(logits, memory_.workspace, pool);
+    const double portion = static_cast<double>(rows) / static_cast<double>(program_.tokens);
+    Timed(forms, 0, portion, [&] { kernels::Gemm(logits, memory_.workspace, pool); });
     float* chunk = static_cast<float*>(logits.c);
     const float scale = static_cast<float>(config.logit_scale);
     if (scale != 1.0f) kernels::Scale(chunk, scale, rows * logits.ldc, pool);
@@ -352,20 +353,21 @@ void Executor::RunLoss(const LossCall& call, const PassContext& context, ThreadP
       loss.dlogits_dtype = dtype_;
       loss.dld = call.dhidden.a.ld;
     }
-    kernels::CrossEntropy(loss, pool);
+    Timed(forms, 1, portion, [&] { kernels::CrossEntropy(loss, pool); });
     if (!call.backward) continue;
     GemmArgs dhidden = call.dhidden;
     dhidden.m = rows;
     dhidden.c = static_cast<std::byte*>(dhidden.c) + first * row_bytes;
-    kernels::Gemm(dhidden, memory_.workspace, pool);
+    Timed(forms, 2, portion, [&] { kernels::Gemm(dhidden, memory_.workspace, pool); });
     GemmArgs dweight = call.dweight;
     dweight.k = rows;
     dweight.b.data = logits.a.data;
-    kernels::Gemm(dweight, memory_.workspace, pool);
+    Timed(forms, 3, portion, [&] { kernels::Gemm(dweight, memory_.workspace, pool); });
   }
 }
 
-void Executor::RunCall(const Op& op, Call& call, const PassContext& context, ThreadPool& pool) {
+void Executor::RunCall(const Op& op, Call& call, const PassContext& context,
+                       const OpForms* forms, ThreadPool& pool) {
   const auto attention_dropout = [&](kernels::AttentionShape* shape, int64_t layer) {
     shape->dropout = context.training ? static_cast<float>(plan_.config.attention_dropout) : 0.0f;
     shape->dropout_key = DropoutKey(context, layer, 1);
@@ -393,10 +395,12 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context, Thr
         } else if constexpr (std::is_same_v<Args, kernels::NormBackwardArgs>) {
           kernels::NormBackward(args, pool);
         } else if constexpr (std::is_same_v<Args, LinearCall>) {
-          kernels::Gemm(args.gemm, memory_.workspace, pool);
+          Timed(forms, 0, 1, [&] { kernels::Gemm(args.gemm, memory_.workspace, pool); });
           if (args.dbias != nullptr) {
-            kernels::ColumnSum(args.bias_input, args.bias_rows, args.gemm.m, args.gemm.m, dtype_,
-                               args.dbias, pool);
+            Timed(forms, 1, 1, [&] {
+              kernels::ColumnSum(args.bias_input, args.bias_rows, args.gemm.m, args.gemm.m, dtype_,
+                                 args.dbias, pool);
+            });
           }
         } else if constexpr (std::is_same_v<Args, kernels::QkvArgs>) {
           kernels::QkvForward(args, pool);
@@ -409,7 +413,7 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context, Thr
           attention_dropout(&args.args.forward.shape, args.layer);
           kernels::AttentionBackward(args.args, memory_.workspace, pool);
         } else if constexpr (std::is_same_v<Args, LossCall>) {
-          RunLoss(args, context, pool);
+          RunLoss(args, context, forms, pool);
         } else if constexpr (std::is_same_v<Args, kernels::ActivationArgs>) {
           if (op.kind == OpKind::kActivation) {
             kernels::ActivationForward(args, pool);
@@ -421,21 +425,21 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context, Thr
       call);
 }
 
+// Ops that count their parts themselves.
+bool Executor::CountsParts(OpKind kind) {
+  return kind == OpKind::kLoss || kind == OpKind::kLinear || kind == OpKind::kLinearBackwardInput ||
+         kind == OpKind::kLinearBackwardWeight;
+}
+
 void Executor::Run(const PassContext& context, ThreadPool& pool) {
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Op& op = program_.ops[i];
-    if (profile_ == nullptr) {
-      RunCall(op, calls_[i], context, pool);
-      continue;
+    const OpForms* forms = profile_ == nullptr ? nullptr : &forms_[i];
+    if (forms == nullptr || CountsParts(op.kind)) {
+      RunCall(op, calls_[i], context, forms, pool);
+    } else {
+      Timed(forms, 0, 1, [&] { RunCall(op, calls_[i], context, forms, pool); });
     }
-    const auto start = std::chrono::steady_clock::now();
-    RunCall(op, calls_[i], context, pool);
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    Engine::OpTime& entry = (*profile_)[static_cast<size_t>(op.kind)];
-    entry.seconds += elapsed.count();
-    entry.flops += op.flops;
-    entry.bytes += op.bytes;
-    ++entry.calls;
   }
 }
 
@@ -443,7 +447,7 @@ void Executor::RunLogits(const PassContext& context, float* logits, ThreadPool& 
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Op& op = program_.ops[i];
     if (op.kind != OpKind::kLoss) {
-      RunCall(op, calls_[i], context, pool);
+      RunCall(op, calls_[i], context, nullptr, pool);
       continue;
     }
     GemmArgs gemm = LogitsProduct(op);

@@ -16,6 +16,7 @@
 #include "kernels/qkv.h"
 #include "model/engine.h"
 #include "model/layout.h"
+#include "model/profile.h"
 #include "model/program.h"
 
 namespace tessera {
@@ -61,9 +62,19 @@ class Executor {
   // Runs up to the head and leaves logits [rows, vocab] of the micro-batch in `logits`.
   void RunLogits(const PassContext& context, float* logits, ThreadPool& pool);
 
-  void set_profile(std::vector<Engine::OpTime>* profile) { profile_ = profile; }
+  // Counts every call of Run in `profile` from now on; null stops.
+  void SetProfile(OpProfile* profile);
 
  private:
+  // Where the parts of one op are counted, and what each does. Of most ops there is one part;
+  // weight gradients have the bias as their second, the head has logits, loss and both gradients.
+  struct OpForms {
+    static constexpr size_t kParts = 4;
+    OpProfile::Slot slot[kParts] = {};
+    OpWork work[kParts];
+    int64_t layer = -1;
+  };
+
   struct EmbeddingCall {
     kernels::EmbeddingForwardArgs args;
     void* add_to = nullptr;  // y is added here afterwards
@@ -103,8 +114,24 @@ class Executor {
                             AttentionBackwardCall, LossCall, kernels::ActivationArgs>;
 
   Call Bind(const Op& op) const;
-  void RunCall(const Op& op, Call& call, const PassContext& context, ThreadPool& pool);
-  void RunLoss(const LossCall& call, const PassContext& context, ThreadPool& pool);
+  // `forms` is null where nothing is counted.
+  void RunCall(const Op& op, Call& call, const PassContext& context, const OpForms* forms,
+               ThreadPool& pool);
+  void RunLoss(const LossCall& call, const PassContext& context, const OpForms* forms,
+               ThreadPool& pool);
+  static bool CountsParts(OpKind kind);
+  OpForms FormsOf(const Op& op, OpProfile* profile) const;
+  // Runs fn as the `portion` of a part's work.
+  template <class Fn>
+  void Timed(const OpForms* forms, size_t part, double portion, Fn&& fn) {
+    if (forms == nullptr) {
+      fn();
+      return;
+    }
+    const OpWork& all = forms->work[part];
+    profile_->Time(forms->slot[part], forms->layer,
+                   {all.flops * portion, all.bytes * portion, all.vector_ops * portion}, fn);
+  }
   kernels::GemmArgs LogitsProduct(const Op& op) const;
 
   // Address helpers; null for kNone.
@@ -122,7 +149,8 @@ class Executor {
   const Memory& memory_;
   const DType dtype_;
   std::vector<Call> calls_;
-  std::vector<Engine::OpTime>* profile_ = nullptr;
+  OpProfile* profile_ = nullptr;
+  std::vector<OpForms> forms_;  // of each op, where there is a profile
 };
 
 }  // namespace tessera

@@ -11,7 +11,8 @@ namespace tessera {
 
 struct TrainOptions {
   bool show_progress = true;   // false: only warnings and errors on stderr
-  bool profile = false;        // time by kind of op at the end, on stderr
+  bool profile = false;        // each form of op beside the limits: on stderr, in the summary
+  std::string trace_file;      // timeline of the first steps; empty: none
   std::string resume_command;  // told to the person after a stop
 };
 

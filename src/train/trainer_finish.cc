@@ -28,8 +28,7 @@ Status Trainer::Finish() {
     // Where the machine was slow when the run began, its reference was too low.
     gemm_gflops_ = std::max(gemm_gflops_, MeasureGemmGflops(compute_, *pool_));
   }
-  if (options_.profile) PrintProfile();
-  return {};
+  return FinishProfile();
 }
 
 // A failure here costs a figure of the summary, not the run.
@@ -65,25 +64,6 @@ void Trainer::WriteSamples() {
     return;
   }
   samples_ = std::move(samples).value();
-}
-
-void Trainer::PrintProfile() {
-  std::vector<Engine::OpTime> ops = engine_->TakeProfile();
-  double total = 0;
-  for (const Engine::OpTime& op : ops) total += op.seconds;
-  if (total <= 0) return;
-  std::sort(ops.begin(), ops.end(),
-            [](const Engine::OpTime& a, const Engine::OpTime& b) { return a.seconds > b.seconds; });
-  std::string text = fmt::format("{:<28}{:>10}{:>8}{:>12}{:>12}{:>10}", "op", "seconds", "share",
-                                 "calls", "GFLOP/s", "GB/s");
-  for (const Engine::OpTime& op : ops) {
-    const double seconds = std::max(op.seconds, 1e-12);
-    text += fmt::format("\n{:<28}{:>10.3f}{:>7.1f}%{:>12}{:>12}{:>10}", op.name, op.seconds,
-                        100 * op.seconds / total, op.calls,
-                        op.flops > 0 ? fmt::format("{:.1f}", op.flops / seconds * 1e-9) : "",
-                        op.bytes > 0 ? fmt::format("{:.1f}", op.bytes / seconds * 1e-9) : "");
-  }
-  Say(text);
 }
 
 Json Trainer::Summary() const {
@@ -149,6 +129,7 @@ Json Trainer::Summary() const {
     samples.push_back({{"prompt", sample.prompt}, {"text", sample.text}});
   }
   summary["samples"] = std::move(samples);
+  if (!profile_json_.is_null()) summary["profile"] = profile_json_;
   return summary;
 }
 

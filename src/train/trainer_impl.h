@@ -15,6 +15,7 @@
 #include "checkpoint/checkpoint.h"
 #include "data/loader.h"
 #include "model/engine.h"
+#include "model/profile.h"
 #include "track/console.h"
 #include "track/metrics_file.h"
 #include "track/report.h"
@@ -76,7 +77,9 @@ class Trainer {
   void CompareCompressors();
   void WriteSamples();
   Status WriteReport(const Json& summary) const;
-  void PrintProfile();
+  // trainer_profile.cc
+  void StartProfile();
+  Status FinishProfile();
 
   void Say(const std::string& text) { console_.Print(text); }
 
@@ -93,6 +96,10 @@ class Trainer {
   std::string tokenizer_json_;
   kernels::Compute compute_ = kernels::Compute::kF32;
   double gemm_gflops_ = 0;
+
+  std::unique_ptr<OpProfile> profile_;  // outlives the engines of all stages
+  double unprofiled_seconds_ = 0;  // of training before this process
+  Json profile_json_;
 
   RunState state_;
   std::optional<CheckpointInfo> start_;  // what the run begins from

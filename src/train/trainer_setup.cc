@@ -209,7 +209,7 @@ Status Trainer::BuildStage(const std::optional<CheckpointInfo>& source, LoadPart
   } else {
     engine_->InitializeWeights(config_.seed);
   }
-  if (options_.profile) engine_->EnableProfile(true);
+  StartProfile();
   TESSERA_TRY(OpenLoader());
   state_.sequence_length = length;
   state_.batch_size = batch;

@@ -1,0 +1,145 @@
+// What each op of a program does, for the profile: its form, FLOPs, least memory traffic, and vector
+// operations.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "model/executor.h"
+
+namespace tessera {
+
+namespace {
+
+// Vector operations an element, from the formulas: additions, products, fused ones and conversions
+// count one, an exponential 10 (reduction of the range, a polynomial of degree 5, scaling), a
+// division or square root 16. They bound ops whose operands lie in a cache.
+constexpr double kExp = 10, kDivide = 16;
+constexpr double kGelu = kExp + kDivide + 8;           // x sigmoid(2u), u = x (a + b x^2)
+constexpr double kGeluBackward = kExp + kDivide + 14;  // and its derivative
+constexpr double kSiluGate = kExp + kDivide + 4;
+constexpr double kReluSquared = 3;
+constexpr double kNormForward = 8;    // sum, squares, centre, scale, gain, bias, conversions
+constexpr double kNormBackward = 14;  // two sums over the row, dx, gain and bias gradients
+constexpr double kLossRow = 2 * kExp + 6;  // the largest, the sum of exp, exp again for the gradient
+constexpr double kSoftcap = kExp + kDivide + 4;
+constexpr double kRotate = 4;
+
+double Dbl(int64_t value) { return static_cast<double>(value); }
+
+std::string Form(int64_t m, int64_t n, int64_t k) { return fmt::format("{} x {} x {}", m, n, k); }
+std::string Form(int64_t rows, int64_t width) { return fmt::format("{} x {}", rows, width); }
+
+// Operands and result of a product once; an accumulated result is also read.
+double ProductBytes(double m, double n, double k, double element_a, double element_b,
+                    double element_c, bool accumulate) {
+  return m * k * element_a + k * n * element_b + m * n * element_c * (accumulate ? 2 : 1);
+}
+
+}  // namespace
+
+Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
+  const ModelConfig& config = plan_.config;
+  const int64_t rows = program_.tokens;
+  const double element = static_cast<double>(DTypeBytes(dtype_));
+  const double r = Dbl(rows), in = Dbl(op.width_in), out = Dbl(op.width_out);
+  const std::string_view name = OpKindName(op.kind);
+  OpForms forms;
+  forms.layer = op.layer;
+  forms.work[0] = {op.flops, op.bytes, 0};
+  const auto slot = [&](size_t part, std::string_view form, OpClass op_class) {
+    forms.slot[part] = profile->AddSlot(name, form, op_class);
+  };
+  const auto weight_element = [&] {
+    return static_cast<double>(DTypeBytes(Weight(op.weight).dtype));
+  };
+  switch (op.kind) {
+    case OpKind::kEmbedding:
+    case OpKind::kEmbeddingBackward:
+    case OpKind::kDropout:
+      slot(0, Form(rows, config.d_model), OpClass::kOther);
+      break;
+    case OpKind::kNorm:
+    case OpKind::kNormBackward:
+      slot(0, Form(rows, config.d_model), OpClass::kOther);
+      forms.work[0].vector_ops =
+          r * Dbl(config.d_model) * (op.kind == OpKind::kNorm ? kNormForward : kNormBackward);
+      break;
+    case OpKind::kQkv:
+    case OpKind::kQkvBackward:
+      slot(0, Form(rows, config.qkv_width()), OpClass::kOther);
+      forms.work[0].vector_ops = r * Dbl(config.qkv_width()) * kRotate;
+      break;
+    case OpKind::kActivation:
+    case OpKind::kActivationBackward: {
+      const bool backward = op.kind == OpKind::kActivationBackward;
+      slot(0, Form(rows, config.ffn_dim()), OpClass::kOther);
+      double each = config.gated_ffn ? kSiluGate : backward ? kGeluBackward : kGelu;
+      if (config.activation == kernels::Activation::kReluSquared ||
+          config.activation == kernels::Activation::kRelu) {
+        each = kReluSquared;
+      }
+      forms.work[0].vector_ops = r * Dbl(config.ffn_dim()) * each;
+      break;
+    }
+    case OpKind::kAttention:
+    case OpKind::kAttentionBackward: {
+      slot(0,
+           fmt::format("{} x {} x {} x {}", plan_.options.microbatch, config.n_heads,
+                       plan_.options.sequence_length, config.head_dim()),
+           OpClass::kAttention);
+      const double qkv = Dbl(config.qkv_width()), heads = Dbl(config.q_width());
+      forms.work[0].bytes = op.kind == OpKind::kAttention ? r * (qkv + heads) * element
+                                                          : r * (2 * qkv + 2 * heads) * element;
+      break;
+    }
+    case OpKind::kLinear:
+    case OpKind::kLinearBackwardInput: {
+      const bool forward = op.kind == OpKind::kLinear;
+      slot(0, forward ? Form(rows, op.width_out, op.width_in) : Form(rows, op.width_in, op.width_out),
+           OpClass::kProduct);
+      forms.work[0].bytes = ProductBytes(r, forward ? out : in, forward ? in : out, element,
+                                         weight_element(), element, false);
+      break;
+    }
+    case OpKind::kLinearBackwardWeight:
+      slot(0, Form(op.width_out, op.width_in, rows), OpClass::kProduct);
+      forms.work[0].bytes = ProductBytes(out, in, r, element, element, 4, true);
+      if (op.bias != kNone) {
+        slot(1, "bias " + Form(rows, op.width_out), OpClass::kOther);
+        forms.work[1].bytes = r * out * element;
+        forms.work[1].vector_ops = 2 * r * out;
+      }
+      break;
+    case OpKind::kLoss: {
+      // The logits' chunk is written by the product, read by the loss, overwritten by the gradient.
+      const bool backward = op.y != kNone;
+      const double product = 2 * r * in * out;
+      const double chunks = r / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
+      const int64_t chunk = program_.loss_chunk;
+      slot(0, "logits " + Form(chunk, op.width_out, op.width_in), OpClass::kProduct);
+      forms.work[0] = {product, r * in * element + chunks * in * out * weight_element() + 4 * r * out, 0};
+      slot(1, "loss " + Form(chunk, op.width_out), OpClass::kOther);
+      forms.work[1] = {0, r * out * (backward ? 4 + element : 4),
+                       r * out * (kLossRow + (config.logit_softcap > 0 ? kSoftcap : 0))};
+      if (backward) {
+        slot(2, "dx " + Form(chunk, op.width_in, op.width_out), OpClass::kProduct);
+        slot(3, "dw " + Form(op.width_out, op.width_in, chunk), OpClass::kProduct);
+        forms.work[2] = {product,
+                         r * (in + out) * element + chunks * in * out * weight_element(), 0};
+        forms.work[3] = {product, r * (in + out) * element + chunks * in * out * 8, 0};
+      }
+      break;
+    }
+  }
+  return forms;
+}
+
+void Executor::SetProfile(OpProfile* profile) {
+  profile_ = profile;
+  forms_.clear();
+  if (profile == nullptr) return;
+  forms_.reserve(program_.ops.size());
+  for (const Op& op : program_.ops) forms_.push_back(FormsOf(op, profile));
+}
+
+}  // namespace tessera

@@ -1,0 +1,261 @@
+#include "model/profile.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/files.h"
+#include "base/memory.h"
+#include "kernels/elementwise.h"
+#include "kernels/isa.h"
+
+namespace tessera {
+
+OpProfile::OpProfile(int64_t trace_events) {
+  events_.reserve(static_cast<size_t>(std::max<int64_t>(trace_events, 0)));
+}
+
+OpProfile::Slot OpProfile::AddSlot(std::string_view name, std::string_view form,
+                                   OpClass op_class) {
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (rows_[i].name == name && rows_[i].form == form) return static_cast<Slot>(i);
+  }
+  rows_.push_back({std::string(name), std::string(form), op_class, 0, 0, {}});
+  return static_cast<Slot>(rows_.size() - 1);
+}
+
+void OpProfile::Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_ns,
+                       const OpWork& work) {
+  Row& row = rows_[static_cast<size_t>(slot)];
+  ++row.calls;
+  row.seconds += 1e-9 * static_cast<double>(end_ns - begin_ns);
+  row.work.flops += work.flops;
+  row.work.bytes += work.bytes;
+  row.work.vector_ops += work.vector_ops;
+  if (events_.size() < events_.capacity()) {
+    events_.push_back({begin_ns, end_ns, step_, slot, static_cast<int32_t>(layer),
+                       static_cast<int32_t>(pass_)});
+  } else {
+    ++dropped_;
+  }
+}
+
+void OpProfile::Reset() {
+  for (Row& row : rows_) {
+    row.calls = 0;
+    row.seconds = 0;
+    row.work = {};
+  }
+  events_.clear();
+  dropped_ = 0;
+}
+
+Json OpProfile::Trace() const {
+  constexpr int kOpsRow = 1, kPhasesRow = 0;
+  Json events = Json::array();
+  const auto name_row = [&events](int row, const char* name) {
+    events.push_back({{"ph", "M"}, {"pid", 1}, {"tid", row}, {"name", "thread_name"},
+                      {"args", {{"name", name}}}});
+  };
+  name_row(kPhasesRow, "steps");
+  name_row(kOpsRow, "ops");
+  int64_t first = 0;
+  for (size_t i = 0; i < events_.size(); ++i) {
+    first = i == 0 ? events_[i].begin_ns : std::min(first, events_[i].begin_ns);
+  }
+  for (const Event& event : events_) {
+    const Row& row = rows_[static_cast<size_t>(event.slot)];
+    Json args = {{"step", event.step}};
+    if (event.pass >= 0) args["micro_batch"] = event.pass;
+    if (event.layer >= 0) args["layer"] = event.layer;
+    if (!row.form.empty()) args["form"] = row.form;
+    events.push_back({{"ph", "X"},
+                      {"pid", 1},
+                      {"tid", row.op_class == OpClass::kPhase ? kPhasesRow : kOpsRow},
+                      {"name", row.name},
+                      {"cat", row.op_class == OpClass::kProduct     ? "product"
+                              : row.op_class == OpClass::kAttention ? "attention"
+                              : row.op_class == OpClass::kOther     ? "other"
+                                                                    : "phase"},
+                      {"ts", 1e-3 * static_cast<double>(event.begin_ns - first)},
+                      {"dur", 1e-3 * static_cast<double>(event.end_ns - event.begin_ns)},
+                      {"args", std::move(args)}});
+  }
+  return {{"traceEvents", std::move(events)},
+          {"displayTimeUnit", "ms"},
+          {"otherData", {{"dropped_events", dropped_}}}};
+}
+
+Status OpProfile::WriteTrace(const std::filesystem::path& path) const {
+  return WriteFileAtomic(path, Trace().dump() + "\n");
+}
+
+double OpLimits::GbpsAt(double bytes) const {
+  if (bandwidth.empty()) return 0;
+  if (bytes <= bandwidth.front().bytes) return bandwidth.front().gbps;
+  for (size_t i = 1; i < bandwidth.size(); ++i) {
+    const Bandwidth &low = bandwidth[i - 1], &high = bandwidth[i];
+    if (bytes > high.bytes) continue;
+    const double at = std::log(bytes / low.bytes) / std::log(high.bytes / low.bytes);
+    return low.gbps + at * (high.gbps - low.gbps);
+  }
+  return bandwidth.back().gbps;
+}
+
+OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
+  OpLimits limits;
+  limits.gflops = gflops;
+  // A multiply-add counts two FLOPs and is one vector instruction.
+  limits.vector_gops = gflops / 2;
+  constexpr int64_t kLargest = int64_t{96} << 20;
+  Result<MemoryRegion> region = MemoryRegion::Allocate(kLargest, "measuring bandwidth", pool);
+  if (!region.ok()) throw ErrorException(region.error());
+  float* base = region->as<float>();
+  for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {
+    // y += a x over two arrays: three moved.
+    const int64_t n = bytes / 12 / 16 * 16;
+    float* y = base + n;
+    double best = 1e30, spent = 0;
+    for (int call = 0; call < 4 || (spent < 0.03 && call < 2000); ++call) {
+      const int64_t begin = OpProfile::Now();
+      kernels::AddScaled(0.5f, base, y, n, pool);
+      const double seconds = 1e-9 * static_cast<double>(OpProfile::Now() - begin);
+      best = std::min(best, seconds);
+      spent += seconds;
+    }
+    const double moved = 12.0 * static_cast<double>(n);
+    limits.bandwidth.push_back({moved, moved / best * 1e-9});
+  }
+  constexpr int kRegions = 20000;
+  double best_region = 1e30;
+  for (int round = 0; round < 5; ++round) {
+    const int64_t begin = OpProfile::Now();
+    for (int i = 0; i < kRegions / 5; ++i) pool.Run([](int) {});
+    best_region = std::min(best_region, 1e-3 * static_cast<double>(OpProfile::Now() - begin) /
+                                            (kRegions / 5));
+  }
+  limits.region_us = best_region;
+  OpProfile scratch(kRegions);
+  const OpProfile::Slot slot = scratch.AddSlot("empty", "", OpClass::kOther);
+  const int64_t begin = OpProfile::Now();
+  for (int i = 0; i < kRegions; ++i) scratch.Time(slot, 0, {}, [] {});
+  limits.record_us = 1e-3 * static_cast<double>(OpProfile::Now() - begin) / kRegions;
+  return limits;
+}
+
+namespace {
+
+struct Bound {
+  const char* name = "";
+  double seconds = 0;  // the least time of all calls
+};
+
+Bound BoundOf(const OpProfile::Row& row, const OpLimits& limits) {
+  Bound bound;
+  const auto consider = [&bound](const char* name, double seconds) {
+    if (seconds > bound.seconds) bound = {name, seconds};
+  };
+  const double per_call = row.work.bytes / static_cast<double>(std::max<int64_t>(row.calls, 1));
+  if (limits.gflops > 0) consider("compute", row.work.flops / (limits.gflops * 1e9));
+  if (limits.vector_gops > 0) consider("vector", row.work.vector_ops / (limits.vector_gops * 1e9));
+  if (const double gbps = limits.GbpsAt(per_call); gbps > 0) {
+    consider("bandwidth", row.work.bytes / (gbps * 1e9));
+  }
+  return bound;
+}
+
+}  // namespace
+
+Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t steps,
+                   double step_seconds) {
+  const double count = static_cast<double>(std::max<int64_t>(steps, 1));
+  std::vector<const OpProfile::Row*> rows;
+  double products = 0, attention = 0, other = 0, calls = 0;
+  for (const OpProfile::Row& row : profile.rows()) {
+    if (row.calls == 0 || row.op_class == OpClass::kPhase) continue;
+    rows.push_back(&row);
+    double& sum = row.op_class == OpClass::kProduct     ? products
+                  : row.op_class == OpClass::kAttention ? attention
+                                                        : other;
+    sum += row.seconds / count;
+    calls += static_cast<double>(row.calls) / count;
+  }
+  std::stable_sort(rows.begin(), rows.end(), [](const OpProfile::Row* a, const OpProfile::Row* b) {
+    return a->seconds > b->seconds;
+  });
+  const double counted = products + attention + other;
+  const double step = step_seconds > 0 ? step_seconds : counted;
+  const auto share = [step](double seconds) { return step > 0 ? seconds / step : 0.0; };
+  Json ops = Json::array();
+  for (const OpProfile::Row* row : rows) {
+    const Bound bound = BoundOf(*row, limits);
+    const double seconds = std::max(row->seconds, 1e-12);
+    ops.push_back({{"op", row->name},
+                   {"form", row->form},
+                   {"calls_per_step", static_cast<double>(row->calls) / count},
+                   {"seconds_per_step", row->seconds / count},
+                   {"flops_per_step", row->work.flops / count},
+                   {"bytes_per_step", row->work.bytes / count},
+                   {"gflops", row->work.flops / seconds * 1e-9},
+                   {"gbps", row->work.bytes / seconds * 1e-9},
+                   {"limit", bound.name},
+                   {"fraction_of_limit", bound.seconds / seconds},
+                   {"share", share(row->seconds / count)}});
+  }
+  Json bandwidth = Json::array();
+  for (const OpLimits::Bandwidth& one : limits.bandwidth) {
+    bandwidth.push_back({{"bytes", one.bytes}, {"gbps", one.gbps}});
+  }
+  return {{"steps", steps},
+          {"step_seconds", step},
+          {"ops", std::move(ops)},
+          {"sums",
+           {{"products", {{"seconds", products}, {"share", share(products)}}},
+            {"attention", {{"seconds", attention}, {"share", share(attention)}}},
+            {"other", {{"seconds", other}, {"share", share(other)}}},
+            {"uncounted", {{"seconds", step - counted}, {"share", share(step - counted)}}}}},
+          {"op_calls_per_step", calls},
+          {"limits",
+           {{"gflops", limits.gflops},
+            {"vector_gops", limits.vector_gops},
+            {"bandwidth", std::move(bandwidth)},
+            {"empty_op_us", limits.region_us},
+            {"record_us", limits.record_us}}}};
+}
+
+std::string FormatProfile(const Json& profile) {
+  std::string text =
+      fmt::format("{:<17} {:<26} {:>7} {:>9} {:>6} {:>8} {:>7}  {}\n", "op", "form", "calls", "ms",
+                  "share", "GFLOP/s", "GB/s", "of its limit");
+  const auto number = [](const Json& value, const char* key) { return value.at(key).get<double>(); };
+  for (const Json& op : profile.at("ops")) {
+    const double flops = number(op, "gflops"), bytes = number(op, "gbps");
+    text += fmt::format(
+        "{:<17} {:<26} {:>7.0f} {:>9.3f} {:>5.1f}% {:>8} {:>7}  {:>4.0f}% {}\n",
+        op.at("op").get<std::string>(), op.at("form").get<std::string>(),
+        number(op, "calls_per_step"), 1e3 * number(op, "seconds_per_step"),
+        100 * number(op, "share"), flops > 0 ? fmt::format("{:.1f}", flops) : "",
+        bytes > 0 ? fmt::format("{:.1f}", bytes) : "", 100 * number(op, "fraction_of_limit"),
+        op.at("limit").get<std::string>());
+  }
+  const Json& sums = profile.at("sums");
+  const auto sum = [&](const char* key) {
+    return fmt::format("{:.1f}%", 100 * number(sums.at(key), "share"));
+  };
+  const Json& limits = profile.at("limits");
+  text += fmt::format("matrix products {}, attention {}, everything else {}, between ops {} of {:.3f} "
+                      "ms a step\n",
+                      sum("products"), sum("attention"), sum("other"), sum("uncounted"),
+                      1e3 * number(profile, "step_seconds"));
+  text += fmt::format("limits of this run: {:.1f} GFLOP/s, {:.1f} G vector operations/s, GB/s",
+                      number(limits, "gflops"), number(limits, "vector_gops"));
+  for (const Json& one : limits.at("bandwidth")) {
+    text += fmt::format(" {:.1f} at {:.1f} MB", number(one, "gbps"), 1e-6 * number(one, "bytes"));
+  }
+  text += fmt::format("\nan op without work: {:.2f} us; counting a call: {:.3f} us\n",
+                      number(limits, "empty_op_us"), number(limits, "record_us"));
+  return text;
+}
+
+}  // namespace tessera

@@ -1,0 +1,127 @@
+// Where the time of a step goes: calls, seconds, arithmetic and least memory traffic of every form of
+// op, beside this machine's limits, and a timeline of the calls.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/threads.h"
+
+namespace tessera {
+
+// What a call has to do, whoever does it.
+struct OpWork {
+  double flops = 0;       // of products; a multiply-add is two
+  double bytes = 0;       // every operand read once, every result written once
+  double vector_ops = 0;  // fp32 vector instructions times lanes, of element-wise ops
+};
+
+enum class OpClass {
+  kProduct,    // matrix products of linear layers and of the head
+  kAttention,  // attention, forward and backward
+  kOther,      // everything else of a step
+  kPhase,      // parts of a step that hold ops, for the timeline only
+};
+
+class OpProfile {
+ public:
+  using Slot = int32_t;
+  struct Row {
+    std::string name;  // the kind of op: "linear"
+    std::string form;  // sizes or part: "4096 x 2304 x 768"; may be empty
+    OpClass op_class = OpClass::kOther;
+    int64_t calls = 0;
+    double seconds = 0;
+    OpWork work;  // sums over the calls
+  };
+
+  // Keeps the first `trace_events` calls for the timeline. All memory is taken here and in AddSlot.
+  explicit OpProfile(int64_t trace_events = 0);
+
+  // The row of (name, form), made when it is new.
+  Slot AddSlot(std::string_view name, std::string_view form, OpClass op_class);
+
+  // What the following calls belong to, for the timeline.
+  void set_step(int64_t step) { step_ = step; }
+  void set_pass(int64_t pass) { pass_ = pass; }
+
+  // Runs fn and counts it. Allocates nothing.
+  template <class Fn>
+  void Time(Slot slot, int64_t layer, const OpWork& work, Fn&& fn) {
+    const int64_t begin = Now();
+    fn();
+    Record(slot, layer, begin, Now(), work);
+  }
+  void Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_ns, const OpWork& work);
+  static int64_t Now() {  // nanoseconds on the monotonic clock
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+
+  const std::vector<Row>& rows() const { return rows_; }
+  // Zero calls and an empty timeline; the rows stay.
+  void Reset();
+
+  // The timeline in Chrome's trace event format (chrome://tracing, ui.perfetto.dev): ops in one row,
+  // the parts of a step in another, times in microseconds from the first event.
+  Json Trace() const;
+  // Writes Trace() whole or not at all.
+  Status WriteTrace(const std::filesystem::path& path) const;
+  int64_t dropped_events() const { return dropped_; }
+
+ private:
+  struct Event {
+    int64_t begin_ns = 0, end_ns = 0, step = 0;
+    Slot slot = 0;
+    int32_t layer = -1, pass = -1;
+  };
+
+  std::vector<Row> rows_;
+  std::vector<Event> events_;  // capacity is fixed when made
+  int64_t step_ = 0, pass_ = -1;
+  int64_t dropped_ = 0;
+};
+
+// Runs fn, counted where there is a profile: off, it is one comparison.
+template <class Fn>
+void TimeOp(OpProfile* profile, OpProfile::Slot slot, int64_t layer, const OpWork& work, Fn&& fn) {
+  if (profile == nullptr) {
+    fn();
+  } else {
+    profile->Time(slot, layer, work, std::forward<Fn>(fn));
+  }
+}
+
+// The limits that rows are held against, measured in the same run.
+struct OpLimits {
+  double gflops = 0;        // of the best matrix product
+  double vector_gops = 0;   // fp32 vector instructions times lanes
+  struct Bandwidth {
+    double bytes = 0;       // of the arrays that were moved
+    double gbps = 0;        // read and written
+  };
+  std::vector<Bandwidth> bandwidth;  // by growing size: small arrays stay in caches
+  double region_us = 0;              // an empty parallel region: what an op without work costs
+  double record_us = 0;              // what counting one call costs
+  // Bandwidth for calls that move this much, between the sizes measured.
+  double GbpsAt(double bytes) const;
+};
+// About a third of a second. `gflops` is the caller's best product.
+OpLimits MeasureOpLimits(double gflops, ThreadPool& pool);
+
+// Rows beside the limits, with the largest first, and their sums. `steps` and `step_seconds` (of one
+// step, 0 when unknown) belong to what was counted.
+Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t steps,
+                   double step_seconds);
+// The same for people, from that JSON.
+std::string FormatProfile(const Json& profile);
+
+}  // namespace tessera

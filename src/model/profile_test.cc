@@ -1,0 +1,143 @@
+// The profile counts what the program says that a step does, and its limits and timeline are sound.
+#include "model/profile.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "model/engine.h"
+#include "model/program.h"
+
+namespace tessera {
+namespace {
+
+struct Step {
+  Plan plan;
+  std::unique_ptr<OpProfile> profile;
+};
+
+Step CountedStep(int64_t trace_events, UpdateRule optimizer) {
+  ThreadPool pool(2);
+  ModelConfig config = *NamedModel("gpt2-tiny");
+  config.vocab_size = 131;
+  PlanOptions options;
+  options.sequence_length = 24;
+  options.global_batch = 4;
+  options.microbatch = 2;
+  options.loss_chunk_tokens = 20;  // the last chunk of 48 rows is shorter
+  options.precision = Precision::kAmpBf16;
+  options.optimizer = optimizer;
+  options.num_threads = 2;
+  Step step{*BuildPlan(config, options), std::make_unique<OpProfile>(trace_events)};
+  auto engine = Engine::Create(step.plan, pool);
+  EXPECT_TRUE(engine.ok());
+  (*engine)->InitializeWeights(1);
+  (*engine)->SetProfile(step.profile.get());
+  const std::vector<int32_t> tokens(4 * 24, 3);
+  (*engine)->ForwardBackward({4, tokens.data(), tokens.data(), nullptr}, {}, 1, 7);
+  UpdateOptions update;
+  update.lr = update.muon_lr = 1e-3;
+  (*engine)->Update(update);
+  return step;
+}
+
+TEST(Profile, CountsEveryOpWithTheProgramsFlops) {
+  const Step step = CountedStep(0, UpdateRule::kAdamW);
+  std::map<std::string, double> flops;
+  for (const Op& op : step.plan.program->ops) {
+    flops[std::string(OpKindName(op.kind))] += 2 * op.flops;  // two micro-batches
+  }
+  std::map<std::string, double> counted;
+  std::map<std::string, int64_t> calls;
+  for (const OpProfile::Row& row : step.profile->rows()) {
+    counted[row.name] += row.work.flops;
+    calls[row.name] += row.calls;
+  }
+  for (const auto& [name, expected] : flops) {
+    // Sums of three rounded portions at most.
+    EXPECT_NEAR(counted[name], expected, 1e-12 * expected) << name;
+    EXPECT_GT(calls[name], 0) << name;
+  }
+  // 2 micro-batches x 3 chunks x logits, loss, dx, dw.
+  EXPECT_EQ(calls["head+loss"], 24);
+  EXPECT_EQ(calls["optimizer"], 2);  // AdamW, bf16 weights
+  EXPECT_EQ(calls["gradient norm"], 1);
+}
+
+TEST(Profile, TimelineHoldsWhatFitsAndSaysWhatWasDropped) {
+  const Step whole = CountedStep(10000, UpdateRule::kMuon);
+  EXPECT_EQ(whole.profile->dropped_events(), 0);
+  const Json trace = whole.profile->Trace();
+  int64_t ops = 0, phases = 0;
+  std::set<std::string> names;
+  double end_of_phase = 0;
+  for (const Json& event : trace.at("traceEvents")) {
+    if (event.at("ph") != "X") continue;
+    EXPECT_GE(event.at("ts").get<double>(), 0);
+    EXPECT_GE(event.at("dur").get<double>(), 0);
+    EXPECT_EQ(event.at("args").at("step"), 7);
+    names.insert(event.at("name").get<std::string>());
+    if (event.at("cat") == "phase") {
+      ++phases;
+      end_of_phase = event.at("ts").get<double>() + event.at("dur").get<double>();
+    } else {
+      ++ops;
+    }
+  }
+  EXPECT_EQ(phases, 2);
+  EXPECT_GT(end_of_phase, 0);
+  int64_t calls = 0;
+  for (const OpProfile::Row& row : whole.profile->rows()) {
+    if (row.op_class != OpClass::kPhase) calls += row.calls;
+  }
+  EXPECT_EQ(ops, calls);
+  EXPECT_TRUE(names.contains("muon"));
+
+  const Step cut = CountedStep(10, UpdateRule::kMuon);
+  EXPECT_EQ(cut.profile->dropped_events(), calls + 2 - 10);
+  EXPECT_EQ(cut.profile->Trace().at("otherData").at("dropped_events"), calls + 2 - 10);
+}
+
+TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
+  OpProfile profile;
+  const auto product = profile.AddSlot("product", "a", OpClass::kProduct);
+  const auto pass = profile.AddSlot("pass", "b", OpClass::kOther);
+  const auto exps = profile.AddSlot("exps", "c", OpClass::kOther);
+  EXPECT_EQ(profile.AddSlot("pass", "b", OpClass::kOther), pass);
+  profile.Record(product, 0, 0, 1'000'000'000, {50e9, 1e9, 0});
+  profile.Record(pass, 0, 0, 500'000'000, {0, 4e9, 0});
+  profile.Record(exps, 0, 0, 250'000'000, {0, 1e6, 10e9});
+  OpLimits limits;
+  limits.gflops = 100;
+  limits.vector_gops = 50;
+  limits.bandwidth = {{1e6, 100}, {1e8, 10}};
+  EXPECT_DOUBLE_EQ(limits.GbpsAt(1), 100);
+  EXPECT_DOUBLE_EQ(limits.GbpsAt(1e12), 10);
+  EXPECT_NEAR(limits.GbpsAt(1e7), 55, 1e-9);  // halfway on the logarithmic axis
+  const Json json = ProfileToJson(profile, limits, 1, 2.0);
+  std::map<std::string, Json> ops;
+  for (const Json& op : json.at("ops")) ops[op.at("op").get<std::string>()] = op;
+  EXPECT_EQ(ops["product"].at("limit"), "compute");
+  EXPECT_NEAR(ops["product"].at("fraction_of_limit").get<double>(), 0.5, 1e-12);
+  EXPECT_EQ(ops["pass"].at("limit"), "bandwidth");
+  EXPECT_NEAR(ops["pass"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
+  EXPECT_EQ(ops["exps"].at("limit"), "vector");
+  EXPECT_NEAR(ops["exps"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
+  EXPECT_NEAR(json.at("sums").at("other").at("share").get<double>(), 0.375, 1e-12);
+  EXPECT_NEAR(json.at("sums").at("uncounted").at("share").get<double>(), 0.125, 1e-12);
+  EXPECT_NE(FormatProfile(json).find("product"), std::string::npos);
+}
+
+TEST(Profile, MeasuresLimits) {
+  ThreadPool pool(1);
+  const OpLimits limits = MeasureOpLimits(100, pool);
+  ASSERT_GE(limits.bandwidth.size(), 4u);
+  for (const OpLimits::Bandwidth& one : limits.bandwidth) EXPECT_GT(one.gbps, 0);
+  EXPECT_GT(limits.region_us, 0);
+  EXPECT_GT(limits.record_us, 0);
+}
+
+}  // namespace
+}  // namespace tessera
