@@ -6,6 +6,7 @@ seconds on the same cores, and scores the same held-out documents in bits per by
 Muon for matrices and AdamW for the rest, warm-up-stable-decay; compilation is not counted.
 
   .venv/bin/python bench/peers/quickstart_torch.py --data runs/quickstart/dataset --seconds 180
+  .venv/bin/python bench/peers/quickstart_torch.py --steps 20    only tokens a second, random tokens
 """
 import argparse
 import json
@@ -122,6 +123,32 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(x, alpha=group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
 
 
+def speed(args):
+    """Median tokens a second of steps over random tokens, after the first two."""
+    model = Model(args.vocab, args.width, args.layers, args.heads, args.length)
+    matrices = [] if args.adamw else [p for block in model.blocks for p in block.parameters()]
+    taken = {id(p) for p in matrices}
+    optimizers = [torch.optim.AdamW([p for p in model.parameters() if id(p) not in taken],
+                                    lr=1e-4, betas=(0.9, 0.95), weight_decay=0)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=1e-4))
+    run = model if args.eager else torch.compile(model)
+    shape = (args.batch, args.length)
+    tokens, targets = (torch.randint(args.vocab, shape) for _ in range(2))
+    seconds = []
+    for step in range(args.steps + 2):
+        begin = time.perf_counter()
+        run(tokens, targets).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        if step >= 2:
+            seconds.append(time.perf_counter() - begin)
+    return {"tokens_per_s": args.batch * args.length / sorted(seconds)[len(seconds) // 2],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="runs/quickstart/dataset")
@@ -134,8 +161,15 @@ def main():
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--lr", type=float, default=0.005)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--steps", type=int, default=0,
+                        help="time this many steps of random tokens instead of a training run")
+    parser.add_argument("--vocab", type=int, default=4096, help="with --steps")
+    parser.add_argument("--adamw", action="store_true", help="with --steps: AdamW for all weights")
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.steps > 0:
+        print(json.dumps(speed(args)))
+        return
     data = pathlib.Path(args.data)
     tokenizer = json.loads((data / "dataset.json").read_text())["tokenizer"]
     eos, vocab = tokenizer["eos_id"], tokenizer["vocab_size"]
