@@ -65,7 +65,16 @@ struct MachineRates {
   double exp_gps = 0;           // 10^9 vector exponentials a second (softmax of the head)
 };
 
+// What an estimate of a step's time comes from.
+enum class EstimateBasis {
+  kRates,       // work over the rates
+  kOneBlock,    // steps of the model with one block, scaled op by op
+  kWholeSteps,  // steps of the model itself
+};
+std::string_view EstimateBasisName(EstimateBasis basis);  // "rates", "one_block", "whole_steps"
+
 struct StepEstimate {
+  EstimateBasis basis = EstimateBasis::kRates;
   double seconds = 0;
   double tokens_per_s = 0;
   double gemm_seconds = 0, attention_seconds = 0, elementwise_seconds = 0, optimizer_seconds = 0;
@@ -87,6 +96,9 @@ Result<Plan> BuildPlan(const ModelConfig& config, const PlanOptions& options);
 // Measures this machine's rates at sizes like the plan's, for about half a second in all.
 MachineRates MeasureRates(const Plan& plan, class ThreadPool& pool);
 StepEstimate EstimateStep(const Plan& plan, const MachineRates& rates);
+// The same from a few real steps where they are short: of the whole model, else of one of its
+// blocks; takes up to about 6 seconds and at most the memory of the plan, which must fit.
+StepEstimate MeasureStep(const Plan& plan, const MachineRates& rates, class ThreadPool& pool);
 
 // Refuses a plan that needs more than `available_bytes`, naming the cheapest switch (recompute,
 // microbatch, precision) that makes it fit, or saying that none does.

@@ -167,6 +167,18 @@ MachineRates MeasureRates(const Plan& plan, ThreadPool& pool) {
   return rates;
 }
 
+std::string_view EstimateBasisName(EstimateBasis basis) {
+  switch (basis) {
+    case EstimateBasis::kRates:
+      return "rates";
+    case EstimateBasis::kOneBlock:
+      return "one_block";
+    case EstimateBasis::kWholeSteps:
+      return "whole_steps";
+  }
+  return "?";
+}
+
 StepEstimate EstimateStep(const Plan& plan, const MachineRates& rates) {
   const ModelConfig& config = plan.config;
   const PlanOptions& options = plan.options;

@@ -126,11 +126,27 @@ Result<RunPlan> PlanRun(const RunConfig& config, ThreadPool& pool, const RunPlan
   // A run that would be refused needs no estimate; at such sizes measuring alone can take minutes.
   if (options.measure_rates && result.fits.ok()) {
     result.rates = MeasureRates(result.plan, pool);
-    result.step = EstimateStep(result.plan, *result.rates);
+    result.step = MeasureStep(result.plan, *result.rates, pool);
   }
   EstimateRun(config.max_duration, &result);
   return result;
 }
+
+namespace {
+
+std::string_view BasisText(EstimateBasis basis) {
+  switch (basis) {
+    case EstimateBasis::kRates:
+      return "rates";
+    case EstimateBasis::kOneBlock:
+      return "steps of one block";
+    case EstimateBasis::kWholeSteps:
+      return "steps";
+  }
+  return "?";
+}
+
+}  // namespace
 
 std::string FormatRunPlan(const RunPlan& p) {
   const ModelConfig& m = p.plan.config;
@@ -167,10 +183,11 @@ std::string FormatRunPlan(const RunPlan& p) {
   if (p.step.has_value()) {
     const StepEstimate& s = *p.step;
     out += fmt::format(
-        "\nTime, from rates measured now\n  step {:.4g} s, {} tokens/s, {} FLOP/s\n"
+        "\nTime, from {} measured now\n  step {:.4g} s, {} tokens/s, {} FLOP/s\n"
         "  products {:.4g} s, attention {:.4g} s, element-wise {:.4g} s, optimizer {:.4g} s\n",
-        s.seconds, FormatCount(s.tokens_per_s), FormatCount(s.flops / s.seconds), s.gemm_seconds,
-        s.attention_seconds, s.elementwise_seconds, s.optimizer_seconds);
+        BasisText(s.basis), s.seconds, FormatCount(s.tokens_per_s),
+        FormatCount(s.flops / s.seconds), s.gemm_seconds, s.attention_seconds,
+        s.elementwise_seconds, s.optimizer_seconds);
     if (p.seconds.has_value()) {
       out += fmt::format("  the whole run {} (without evaluation and checkpoints)\n",
                          FormatDuration(*p.seconds));
@@ -221,7 +238,8 @@ Json RunPlanToJson(const RunPlan& p) {
                      {"exp_gps", p.rates->exp_gps}};
   }
   if (p.step.has_value()) {
-    json["step"] = {{"seconds", p.step->seconds},
+    json["step"] = {{"basis", EstimateBasisName(p.step->basis)},
+                    {"seconds", p.step->seconds},
                     {"tokens_per_s", p.step->tokens_per_s},
                     {"flops", p.step->flops},
                     {"gemm_seconds", p.step->gemm_seconds},

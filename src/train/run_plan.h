@@ -36,7 +36,7 @@ struct RunPlan {
 };
 
 struct RunPlanOptions {
-  bool measure_rates = true;  // takes about half a second and memory of a few matrices
+  bool measure_rates = true;  // takes seconds and up to the memory of the plan
   // In place of the machine's: 0 asks it.
   int64_t available_bytes = 0;
 };

@@ -58,6 +58,25 @@ TEST(RunPlan, MeasuresTheTimeOfAStep) {
   EXPECT_EQ(json.at("step").at("seconds").get<double>(), plan.step->seconds);
 }
 
+// Short steps are run, long ones follow from one block; the parts add up to the whole either way.
+TEST(RunPlan, TakesTheTimeFromSteps) {
+  const auto expect_basis = [](const char* batch, EstimateBasis basis, const char* words) {
+    const RunPlan plan =
+        Plan(Read({batch, "device_train_microbatch_size=8"}), {.measure_rates = true});
+    ASSERT_TRUE(plan.step.has_value());
+    const StepEstimate& s = *plan.step;
+    EXPECT_EQ(s.basis, basis) << batch << ": " << s.seconds << " s";
+    EXPECT_NEAR(s.gemm_seconds + s.attention_seconds + s.elementwise_seconds + s.optimizer_seconds,
+                s.seconds, 1e-9 * s.seconds);
+    EXPECT_NEAR(s.tokens_per_s * s.seconds, static_cast<double>(plan.tokens_per_step),
+                1e-9 * static_cast<double>(plan.tokens_per_step));
+    EXPECT_NE(FormatRunPlan(plan).find(words), std::string::npos);
+  };
+  expect_basis("global_train_batch_size=8", EstimateBasis::kWholeSteps, "from steps measured now");
+  expect_basis("global_train_batch_size=8388608", EstimateBasis::kOneBlock,
+               "from steps of one block measured now");
+}
+
 TEST(RunPlan, SaysWhatDoesNotFit) {
   const RunPlan plan = Plan(Read({"memory_limit=1MiB"}));
   EXPECT_FALSE(plan.fits.ok());
