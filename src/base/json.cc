@@ -6,6 +6,13 @@
 
 namespace tessera {
 
+std::string JsonText(const Json& value, int indent) {
+  return value.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+std::string JsonText(const OrderedJson& value, int indent) {
+  return value.dump(indent, ' ', false, OrderedJson::error_handler_t::replace);
+}
+
 Result<Json> ParseJson(std::string_view text, std::string_view source) {
   // The parser recurses by level, so the depth is bounded before it runs.
   int depth = 0;
@@ -68,7 +75,7 @@ Result<const Json*> Member(const Json& object, std::string_view key, std::string
 
 Error WrongType(const Json& value, std::string_view key, std::string_view source,
                 std::string_view wanted) {
-  std::string found = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string found = JsonText(value);
   if (found.size() > 60) found = found.substr(0, 60) + "...";
   return Corrupt(fmt::format("{}: key '{}' must be {}, found {}", source, key, wanted, found));
 }

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <string_view>
 
 #include "base/error.h"
@@ -10,6 +11,12 @@
 namespace tessera {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // keeps the order in which keys were added
+
+// The text of a value, on one line or indented; bytes that are no UTF-8 become U+FFFD. Called in
+// place of dump(), whose templates cost a second of compiling in each file.
+std::string JsonText(const Json& value, int indent = -1);
+std::string JsonText(const OrderedJson& value, int indent = -1);
 
 // Parses `text`; nesting deeper than 64 levels is refused. `source` names the file in errors.
 Result<Json> ParseJson(std::string_view text, std::string_view source);

@@ -103,7 +103,7 @@ Result<CheckpointInfo> ParseCheckpointManifest(std::string_view text, std::strin
   }
   TESSERA_ASSIGN(const std::string checksum, JsonString(json, kManifestChecksum, source));
   json.erase(kManifestChecksum);
-  if (const std::string found = fmt::format("{:016x}", Xxh3(json.dump())); found != checksum) {
+  if (const std::string found = fmt::format("{:016x}", Xxh3(JsonText(json))); found != checksum) {
     return Corrupt(
         fmt::format("{}: its content has the checksum {}, it says {}", source, found, checksum));
   }

@@ -62,7 +62,7 @@ Json ManifestOf(const CheckpointInfo& checkpoint) {
                    {"created", checkpoint.created},
                    {"info", checkpoint.info},
                    {"files", std::move(files)}};
-  manifest[kManifestChecksum] = fmt::format("{:016x}", Xxh3(manifest.dump()));
+  manifest[kManifestChecksum] = fmt::format("{:016x}", Xxh3(JsonText(manifest)));
   return manifest;
 }
 
@@ -89,7 +89,8 @@ Result<CheckpointInfo> WriteFiles(const fs::path& folder, const CheckpointConten
     TESSERA_ASSIGN(CheckpointFile entry, file.Finish(text.name));
     checkpoint.files.push_back(std::move(entry));
   }
-  TESSERA_TRY(WriteFileAtomic(folder / kCheckpointManifest, ManifestOf(checkpoint).dump(2) + "\n"));
+  TESSERA_TRY(
+      WriteFileAtomic(folder / kCheckpointManifest, JsonText(ManifestOf(checkpoint), 2) + "\n"));
   return checkpoint;
 }
 

@@ -279,7 +279,7 @@ void RunBench(const Flags& flags) {
                          {"read_gb_per_s", memory.read_gb_per_s},
                          {"training", rows},
                          {"decode", decode_rows}};
-    fmt::print("{}\n", report.dump(2));
+    fmt::print("{}\n", JsonText(report, 2));
   }
 }
 

@@ -325,7 +325,7 @@ Status Run(const Flags& flags) {
                              {"threads", row.threads},
                              {"ms", row.ms}});
     }
-    fmt::print("{}\n", out.dump(2));
+    fmt::print("{}\n", JsonText(out, 2));
     return {};
   }
   for (const DecodeRow& row : decodes) {

@@ -207,7 +207,7 @@ Status Run(const Flags& flags) {
                        {"dataset_tokens", loader->total_tokens()},
                        {"samples", samples},
                        {"checksum", sum}};
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   fmt::print("{} samples/s of {} tokens, {}/s delivered\n", FormatCount(samples_per_s),

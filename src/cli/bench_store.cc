@@ -116,7 +116,7 @@ Status Run(const Flags& flags) {
     const Json json = {
         {"url", flags.url},           {"objects", flags.objects},  {"object_bytes", flags.bytes},
         {"parallel", flags.parallel}, {"put", Report(flags, put)}, {"get", Report(flags, get)}};
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   Print("put", flags, put);

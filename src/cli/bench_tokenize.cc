@@ -148,7 +148,7 @@ Status Bench(Flags flags) {
   json["tokens"] = tokens;
   json["bytes_per_token"] = bytes / static_cast<double>(tokens);
   if (flags.json) {
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   fmt::print("{} files, {}, {} tokens, {:.2f} bytes a token, vocabulary {}\n", documents.size(),

@@ -206,7 +206,7 @@ Status Run(const Options& o) {
                 {"resident_bytes", rss - rss_before},
                 {"loss", loss}};
     if (o.profile) out["profile"] = profile_json;
-    fmt::print("{}\n", out.dump(2));
+    fmt::print("{}\n", JsonText(out, 2));
     return {};
   }
   fmt::print("{}: {} parameters, batch {} x {}, {}, {} threads, {}\n", o.model,

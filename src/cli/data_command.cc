@@ -49,9 +49,7 @@ struct VerifyFlags {
   bool json = false;
 };
 
-void PrintJson(const Json& json) {
-  fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
-}
+void PrintJson(const Json& json) { fmt::print("{}\n", JsonText(json, 2)); }
 
 Result<std::pair<std::string, std::string>> SplitFlag(const std::string& flag,
                                                       const std::string& text) {
@@ -226,8 +224,7 @@ Status InspectSample(const fs::path& split, int64_t sample, bool as_json) {
   fmt::print("{}\n", json["where"].get<std::string>());
   for (const auto& [name, value] : json["columns"].items()) {
     fmt::print("  {:<12} {}\n", name,
-               value.is_string() ? value.get<std::string>()
-                                 : value.dump(-1, ' ', false, Json::error_handler_t::replace));
+               value.is_string() ? value.get<std::string>() : JsonText(value));
   }
   if (json.contains("text")) fmt::print("\n{}\n", json["text"].get<std::string>());
   return {};

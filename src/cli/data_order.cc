@@ -192,7 +192,7 @@ Status Run(const Flags& flags) {
     json["block_size"] = native ? flags.block_size : options.block_size;
     if (!native) json["canonical_nodes"] = options.canonical_nodes;
     if (one_rank) json["rank"] = flags.rank;
-    fmt::print("{}\n", json.dump());
+    fmt::print("{}\n", JsonText(json));
     return {};
   }
   for (size_t at = 0; at < samples.size(); at += static_cast<size_t>(width)) {

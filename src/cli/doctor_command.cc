@@ -174,7 +174,7 @@ void RegisterDoctor(Command app, Outcome& /*outcome*/) {
   doctor.SetCallback([options] {
     const Findings found = Examine(*options);
     if (options->json) {
-      fmt::print("{}\n", ToJson(found).dump(2, ' ', false, Json::error_handler_t::replace));
+      fmt::print("{}\n", JsonText(ToJson(found), 2));
     } else {
       PrintText(found);
     }

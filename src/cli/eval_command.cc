@@ -104,7 +104,7 @@ Status Evaluate(const Arguments& arguments) {
     json["checkpoint"] = checkpoint.folder.string();
     json["step"] = checkpoint.step;
     json["dataset"] = options.dataset.string();
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   fmt::print("{} on {}\n  loss          {:.4f}\n  perplexity    {:.2f}\n",

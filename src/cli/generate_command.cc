@@ -306,7 +306,7 @@ Status Generate(Arguments arguments) {
                  {"prefill_tokens_per_s", prefill_rate},
                  {"decode_tokens_per_s", decode_rate}};
     if (stream.stopped()) json["stop"] = stream.stop();
-    fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   if (terminal || !text.ends_with('\n')) fmt::print("\n");

@@ -33,12 +33,13 @@ Status RunPlanCommand(const PlanFlags& flags) {
   }
   TESSERA_ASSIGN(const RunConfig config, ReadRunFile(flags.run_file, flags.overrides));
   if (flags.show_config) {
-    fmt::print("{}", flags.json ? RunConfigToJson(config).dump(2) + "\n" : RunConfigToYaml(config));
+    fmt::print("{}",
+               flags.json ? JsonText(RunConfigToJson(config), 2) + "\n" : RunConfigToYaml(config));
     return {};
   }
   ThreadPool pool(config.threads);
   TESSERA_ASSIGN(const RunPlan plan, PlanRun(config, pool));
-  fmt::print("{}", flags.json ? RunPlanToJson(plan).dump(2) + "\n" : FormatRunPlan(plan));
+  fmt::print("{}", flags.json ? JsonText(RunPlanToJson(plan), 2) + "\n" : FormatRunPlan(plan));
   // The exit code tells a script that the run would be refused; the plan has told a person why.
   if (!plan.fits.ok()) {
     return OutOfMemory(fmt::format(

@@ -56,9 +56,7 @@ class CancelOnStop {
   std::thread watcher_;
 };
 
-void PrintJson(const Json& json) {
-  fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
-}
+void PrintJson(const Json& json) { fmt::print("{}\n", JsonText(json, 2)); }
 
 Json JsonOf(const ObjectInfo& info) {
   Json json = {{"key", info.key}, {"bytes", info.bytes}, {"etag", info.etag}};

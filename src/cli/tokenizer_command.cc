@@ -137,7 +137,7 @@ Status Train(const TrainFlags& flags) {
     json["bytes"] = trainer.bytes_seen();
     json["count_seconds"] = count_seconds;
     json["train_seconds"] = seconds;
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
   } else {
     line.Print(fmt::format("{}: {} tokens from {} files, {}, in {}", output.string(),
                            tokenizer.vocab_size(), paths.size(), FormatBytes(trainer.bytes_seen()),
@@ -157,15 +157,13 @@ Status Encode(const TextFlags& flags) {
       for (const int32_t id : ids) json["pieces"].push_back(std::string(tokenizer.TokenBytes(id)));
     }
     // A token may be a part of a character; its bytes are shown as U+FFFD then.
-    fmt::print("{}\n", json.dump(-1, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JsonText(json));
     return {};
   }
   std::string out;
   for (const int32_t id : ids) {
     if (flags.pieces) {
-      out += fmt::format("{}\t{}\n", id,
-                         Json(std::string(tokenizer.TokenBytes(id)))
-                             .dump(-1, ' ', false, Json::error_handler_t::replace));
+      out += fmt::format("{}\t{}\n", id, JsonText(Json(std::string(tokenizer.TokenBytes(id)))));
     } else {
       out += fmt::format("{}{}", out.empty() ? "" : " ", id);
     }
@@ -193,7 +191,7 @@ Status Decode(const TextFlags& flags) {
   }
   const std::string out = tokenizer.Decode(ids, flags.skip_special);
   if (flags.json) {
-    fmt::print("{}\n", Json{{"text", out}}.dump(-1, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JsonText(Json{{"text", out}}));
   } else {
     std::fwrite(out.data(), 1, out.size(), stdout);
   }
@@ -210,13 +208,13 @@ Status Info(const TextFlags& flags) {
         json["special_tokens"].push_back({{"id", token.id}, {"content", token.content}});
       }
     }
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", JsonText(json, 2));
     return {};
   }
   for (const char* key : {"vocab_size", "merges", "pre_tokenizer", "normalizer", "ignore_merges",
                           "added_tokens", "eos_id", "fingerprint"}) {
     fmt::print("{:<14} {}\n", key,
-               json[key].is_string() ? json[key].get<std::string>() : json[key].dump());
+               json[key].is_string() ? json[key].get<std::string>() : JsonText(json[key]));
   }
   return {};
 }

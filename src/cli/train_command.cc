@@ -49,7 +49,7 @@ Status DryRun(const RunConfig& config, const Arguments& arguments) {
   ThreadPool pool(config.threads);
   TESSERA_ASSIGN(const RunPlan plan, PlanRun(config, pool));
   if (arguments.json) {
-    fmt::print("{}\n", RunPlanToJson(plan).dump(2));
+    fmt::print("{}\n", JsonText(RunPlanToJson(plan), 2));
   } else {
     fmt::print("{}\n{}\nnothing was written (--dry-run)\n", RunConfigToYaml(config),
                FormatRunPlan(plan));
@@ -68,7 +68,7 @@ Status Train(const Arguments& arguments) {
   options.resume_command = ResumeCommand(arguments);
   TESSERA_ASSIGN(const TrainOutcome trained, RunTraining(config, options));
   if (arguments.json) {
-    fmt::print("{}\n", trained.summary.dump(2, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JsonText(trained.summary, 2));
   } else {
     fmt::print("{}", trained.text);
   }

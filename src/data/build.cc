@@ -90,7 +90,7 @@ std::string OptionsFingerprint(const BuildOptions& options) {
                     {"validation_fraction", options.validation_fraction},
                     {"split_seed", options.split_seed},
                     {"shard_bytes", options.shard_bytes}};
-  return Sha256Hex(all.dump());
+  return Sha256Hex(JsonText(all));
 }
 
 // Over identities, sizes and, depending on the use, times or content hashes.

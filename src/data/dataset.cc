@@ -88,8 +88,7 @@ Json DatasetInfoToJson(const DatasetInfo& info) {
 Status WriteDatasetInfo(const DatasetInfo& info) {
   // Paths and names may hold bytes that are no UTF-8.
   return WriteFileAtomic(info.folder / kDatasetManifest,
-                         DatasetInfoToJson(info).dump(2, ' ', false, Json::error_handler_t::replace) +
-                             "\n");
+                         JsonText(DatasetInfoToJson(info), 2) + "\n");
 }
 
 Result<DatasetInfo> ReadDatasetInfo(const std::filesystem::path& folder) {

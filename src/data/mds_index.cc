@@ -75,7 +75,8 @@ Status ParseColumns(const Json& object, const std::string& where, std::vector<Md
     const Json& size = (*sizes)[i];
     if (size.is_number_integer()) {
       if (size.is_number_unsigned() && size.get<uint64_t>() > uint64_t{kMdsMaxShardBytes}) {
-        return Corrupt(fmt::format("{}: column '{}' has size {}", where, column.name, size.dump()));
+        return Corrupt(
+            fmt::format("{}: column '{}' has size {}", where, column.name, JsonText(size)));
       }
       column.fixed_size = size.get<int64_t>();
     } else if (!size.is_null()) {

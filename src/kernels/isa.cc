@@ -25,7 +25,11 @@ KernelTable MakeTable(Isa isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2: TESSERA_FILL_ALL(avx2); break;
     case Isa::kAvx512: TESSERA_FILL_ALL(avx512); break;
-    case Isa::kAvx512Bf16: TESSERA_FILL_ALL(avx512_bf16); break;
+    case Isa::kAvx512Bf16:
+      // Only products have instructions of their own here.
+      TESSERA_FILL_ALL(avx512);
+      fill(avx512_bf16::FillGemm);
+      break;
 #else
     default: TESSERA_CHECK(false, "this instruction set is not part of the build");
 #endif

@@ -88,7 +88,7 @@ Json OpProfile::Trace() const {
 }
 
 Status OpProfile::WriteTrace(const std::filesystem::path& path) const {
-  return WriteFileAtomic(path, Trace().dump() + "\n");
+  return WriteFileAtomic(path, JsonText(Trace()) + "\n");
 }
 
 double OpLimits::GbpsAt(double bytes) const {

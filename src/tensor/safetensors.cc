@@ -332,7 +332,7 @@ std::string FormatSafetensorsHeader(std::span<const TensorView> tensors,
     const int rank_b = TypeRank(tensors[b].dtype);
     return rank_a != rank_b ? rank_a > rank_b : tensors[a].name < tensors[b].name;
   });
-  const auto quoted = [](const std::string& text) { return Json(text).dump(); };
+  const auto quoted = [](const std::string& text) { return JsonText(Json(text)); };
   std::string header = "{";
   if (!metadata.empty()) {
     header += fmt::format("\"{}\":{{", kMetadataKey);

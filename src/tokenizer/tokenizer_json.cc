@@ -43,7 +43,7 @@ std::string KeyOfBytes(std::string_view bytes) {
 }
 
 std::string Brief(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string text = JsonText(value);
   if (text.size() > 80) {
     text.resize(80);
     text += "...";
@@ -76,7 +76,7 @@ class Reader {
     TESSERA_TRY(ReadDecoder(Get(root_, "decoder")));
     const Json& post = Get(root_, "post_processor");
     TESSERA_TRY(ReadPostProcessor(post, 0));
-    parts_.post_processor_json = post.dump(-1, ' ', false, Json::error_handler_t::replace);
+    parts_.post_processor_json = JsonText(post);
     return std::move(parts_);
   }
 

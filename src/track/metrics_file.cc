@@ -56,9 +56,9 @@ Result<MetricsFile> MetricsFile::Resume(const fs::path& path,
   return MetricsFile(std::move(writer), path);
 }
 
-Status MetricsFile::Write(const nlohmann::ordered_json& line) {
+Status MetricsFile::Write(const OrderedJson& line) {
   // One write call a line: what a reader sees and what a crash leaves is whole lines.
-  return writer_.Write(line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return writer_.Write(JsonText(line) + "\n");
 }
 
 }  // namespace tessera

@@ -23,7 +23,7 @@ class MetricsFile {
                                     const std::function<bool(const Json&)>& keep);
 
   // Members keep the order in which they were added.
-  Status Write(const nlohmann::ordered_json& line);
+  Status Write(const OrderedJson& line);
   const std::filesystem::path& path() const { return path_; }
 
  private:

@@ -113,7 +113,7 @@ Status CheckArchitecture(const CheckpointInfo& checkpoint, const ModelConfig& wa
     const Json other = theirs.value(key, Json());
     if (other != value) {
       differences.push_back(fmt::format("{} is {} in the checkpoint, {} in the run", key,
-                                        other.dump(), value.dump()));
+                                        JsonText(other), JsonText(value)));
     }
   }
   if (differences.empty()) return {};

@@ -42,13 +42,13 @@ std::string Scalar(const OrderedJson& value) {
     const std::string& text = value.get_ref<const std::string&>();
     if (IsPlainWord(text) || (ParseDuration(text).ok() && text.size() < 40)) return text;
   }
-  return value.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+  return JsonText(value);
 }
 
 void Emit(const OrderedJson& map, int indent, std::string* out) {
   for (const auto& [key, value] : map.items()) {
     out->append(static_cast<size_t>(indent), ' ');
-    *out += IsPlainWord(key) ? key : OrderedJson(key).dump();
+    *out += IsPlainWord(key) ? key : JsonText(OrderedJson(key));
     if (value.is_object() && !value.empty()) {
       *out += ":\n";
       Emit(value, indent + 2, out);

@@ -68,7 +68,7 @@ Result<std::string> TrainingFingerprint(const RunConfig& config) {
     }
   }
   all["files"] = files.FinishHex();
-  return Sha256Hex(all.dump());
+  return Sha256Hex(JsonText(all));
 }
 
 Result<Tokenizer> TrainTokenizer(const RunConfig& config, const PrepareOptions& options) {
@@ -151,7 +151,7 @@ Result<Tokenizer> TrainedTokenizer(const RunConfig& config, const PrepareOptions
   TESSERA_TRY(MakeDirectories(folder));
   TESSERA_TRY(tokenizer.Save(*file));
   const Json record = {{"made_from", fingerprint}, {"tokenizer", tokenizer.fingerprint()}};
-  TESSERA_TRY(WriteFileAtomic(folder / kTrainingRecord, record.dump(2) + "\n"));
+  TESSERA_TRY(WriteFileAtomic(folder / kTrainingRecord, JsonText(record, 2) + "\n"));
   options.say(fmt::format("tokenizer: {} tokens trained in {}", tokenizer.vocab_size(),
                           tessera::FormatDuration(watch.Seconds())));
   return tokenizer;

@@ -66,7 +66,7 @@ std::string DefaultText(const RunKey& key) {
   const OrderedJson value = key.write(DefaultRunConfig());
   if (value.is_null()) return key.null_means_none ? "`null`" : "none";
   if (value.is_array() && value.empty()) return "none";
-  return fmt::format("`{}`", value.is_string() ? value.get<std::string>() : value.dump());
+  return fmt::format("`{}`", value.is_string() ? value.get<std::string>() : JsonText(value));
 }
 
 // The longest documented section that holds the key.

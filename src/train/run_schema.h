@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -15,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "train/run_config.h"
 #include "train/run_file_reader.h"
 
@@ -29,8 +29,6 @@ struct RunFileReading {
     problems.push_back({value.line, value.override_text, fmt::format("{}: {}", path, message)});
   }
 };
-
-using OrderedJson = nlohmann::ordered_json;
 
 struct RunKey {
   std::string path = {};     // "optimizer.muon.lr"

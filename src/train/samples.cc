@@ -13,8 +13,7 @@
 namespace tessera {
 
 std::string ValidUtf8(const std::string& text) {
-  const std::string quoted = Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
-  return Json::parse(quoted).get<std::string>();
+  return ParseJson(JsonText(Json(text)), "sample")->get<std::string>();
 }
 
 Result<std::vector<ReportSample>> WriteSampleTexts(Engine& engine, const Tokenizer& tokenizer,

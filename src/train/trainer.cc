@@ -90,8 +90,7 @@ Result<TrainOutcome> Trainer::Run() {
   outcome.stop_signal = StopSignal();
   outcome.summary = Summary();
   outcome.text = SummaryText(outcome.summary);
-  const std::string json =
-      outcome.summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string json = JsonText(outcome.summary, 2) + "\n";
   TESSERA_TRY(WriteFileAtomic(folder_ / "summary.json", json));
   if (config_.report) TESSERA_TRY(WriteReport(outcome.summary));
   if (save_error_) return *save_error_;
@@ -264,11 +263,11 @@ Status Trainer::EvaluateNow() {
   }
   state_.last_eval_step = state_.progress.step;
   state_.last_eval = EvaluationToJson(*evaluated);
-  nlohmann::ordered_json line = {{"step", state_.progress.step},
-                                 {"tokens", state_.progress.tokens},
-                                 {"train_seconds", state_.progress.seconds},
-                                 {"eval_loss", Number(evaluated->loss)},
-                                 {"eval_perplexity", Number(evaluated->perplexity)}};
+  OrderedJson line = {{"step", state_.progress.step},
+                      {"tokens", state_.progress.tokens},
+                      {"train_seconds", state_.progress.seconds},
+                      {"eval_loss", Number(evaluated->loss)},
+                      {"eval_perplexity", Number(evaluated->perplexity)}};
   line["eval_bits_per_byte"] =
       evaluated->bits_per_byte ? Number(*evaluated->bits_per_byte) : Json();
   line["eval_targets"] = evaluated->targets;
@@ -293,8 +292,9 @@ Result<CheckpointInfo> Trainer::SaveCheckpoint(bool with_state) {
                    {"tokens", state_.progress.tokens},
                    {"loss", Number(state_.last_loss)}};
   contents.tensors = EngineTensors(*engine_, with_state, state_.average_started);
-  contents.texts.push_back({kStateFile, RunStateToJson(state_).dump(2) + "\n"});
-  contents.texts.push_back({kModelConfigFile, ModelConfigToJson(config_.model).dump(2) + "\n"});
+  contents.texts.push_back({kStateFile, JsonText(RunStateToJson(state_), 2) + "\n"});
+  contents.texts.push_back(
+      {kModelConfigFile, JsonText(ModelConfigToJson(config_.model), 2) + "\n"});
   contents.texts.push_back({kRunFile, RunConfigToYaml(config_)});
   if (!tokenizer_json_.empty()) contents.texts.push_back({kTokenizerFile, tokenizer_json_});
   TESSERA_ASSIGN(CheckpointInfo saved, store_->Save(contents));
@@ -325,7 +325,7 @@ void Trainer::TrySave() {
   LogError("{}; training goes on and tries again at the next save", saved.error().message);
 }
 
-void Trainer::WriteMetrics(const nlohmann::ordered_json& line) {
+void Trainer::WriteMetrics(const OrderedJson& line) {
   if (!metrics_) return;
   const Status written = metrics_->Write(line);
   if (!written.ok() && !metrics_failed_) {
@@ -337,7 +337,7 @@ void Trainer::WriteMetrics(const nlohmann::ordered_json& line) {
 void Trainer::WriteStepMetrics(const StepResult& result, const UpdateOptions& update,
                                double seconds) {
   if (!metrics_) return;
-  nlohmann::ordered_json line = {
+  OrderedJson line = {
       {"step", state_.progress.step},
       {"loss", Number(result.loss)},
       {"nll", Number(result.nll)},

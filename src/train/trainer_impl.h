@@ -66,7 +66,7 @@ class Trainer {
   void TrySave();
   void ShowStep(const StepResult& result, const UpdateOptions& update, const Progress& before);
   void WriteStepMetrics(const StepResult& result, const UpdateOptions& update, double seconds);
-  void WriteMetrics(const nlohmann::ordered_json& line);
+  void WriteMetrics(const OrderedJson& line);
   double WindowRate() const;  // tokens a second over the speed window
   double SecondsLeft() const;
 
