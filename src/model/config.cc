@@ -87,37 +87,41 @@ std::vector<std::string> CheckModelConfig(const ModelConfig& config) {
   require(config.n_kv_heads >= 0 && config.n_heads % config.kv_heads() == 0,
           fmt::format("n_heads {} is not a multiple of kv_n_heads {}", config.n_heads,
                       config.n_kv_heads));
-  require(config.head_size > 0 || config.d_model % config.n_heads == 0,
-          fmt::format("d_model {} is not a multiple of n_heads {}; set head_size to choose it freely",
-                      config.d_model, config.n_heads));
+  require(
+      config.head_size > 0 || config.d_model % config.n_heads == 0,
+      fmt::format("d_model {} is not a multiple of n_heads {}; set head_size to choose it freely",
+                  config.d_model, config.n_heads));
   require(config.head_dim() > 0 && config.head_dim() % 8 == 0 && config.head_dim() <= 256,
           fmt::format("the head size is {}; it must be a multiple of 8 up to 256 (d_model {} / "
                       "n_heads {})",
                       config.head_dim(), config.d_model, config.n_heads));
   require(config.ffn_dim() > 0, fmt::format("ffn_hidden is {}", config.ffn_hidden));
   require(config.norm_eps > 0, fmt::format("norm_eps is {}; it must be positive", config.norm_eps));
-  require(config.clip_qkv >= 0, fmt::format("clip_qkv is {}; it can't be negative", config.clip_qkv));
+  require(config.clip_qkv >= 0,
+          fmt::format("clip_qkv is {}; it can't be negative", config.clip_qkv));
   require(config.attention_softcap >= 0 && config.logit_softcap >= 0,
           "a soft cap can't be negative; 0 turns it off");
   require(config.sliding_window >= 0,
           fmt::format("sliding_window is {}; it can't be negative", config.sliding_window));
-  require(config.logit_scale > 0, fmt::format("logit_scale is {}; it must be positive",
-                                              config.logit_scale));
+  require(config.logit_scale > 0,
+          fmt::format("logit_scale is {}; it must be positive", config.logit_scale));
   require(config.bigram_buckets >= 0 && config.bigram_buckets <= kLargest,
           fmt::format("bigram_buckets is {}", config.bigram_buckets));
-  for (const auto& [name, p] : {std::pair<const char*, double>{"attn_pdrop", config.attention_dropout},
-                                {"resid_pdrop", config.residual_dropout},
-                                {"emb_pdrop", config.embedding_dropout}}) {
+  for (const auto& [name, p] :
+       {std::pair<const char*, double>{"attn_pdrop", config.attention_dropout},
+        {"resid_pdrop", config.residual_dropout},
+        {"emb_pdrop", config.embedding_dropout}}) {
     require(p >= 0 && p < 1, fmt::format("{} is {}; it must be in [0, 1)", name, p));
   }
   if (config.positions == Positions::kRope) {
     const int64_t rotary = static_cast<int64_t>(
         std::llround(config.rotary_fraction * static_cast<double>(config.head_dim())));
     require(config.rope_theta > 1, fmt::format("rope_theta is {}", config.rope_theta));
-    require(rotary > 0 && rotary <= config.head_dim() && rotary % 2 == 0,
-            fmt::format("rotary_fraction {} of head size {} gives {} rotated values; it must be even "
-                        "and at most the head size",
-                        config.rotary_fraction, config.head_dim(), rotary));
+    require(
+        rotary > 0 && rotary <= config.head_dim() && rotary % 2 == 0,
+        fmt::format("rotary_fraction {} of head size {} gives {} rotated values; it must be even "
+                    "and at most the head size",
+                    config.rotary_fraction, config.head_dim(), rotary));
   }
   return errors;
 }
@@ -183,10 +187,14 @@ Result<ModelConfig> ModelConfigFromJson(const Json& json, std::string_view sourc
   ModelConfig c;
   TESSERA_ASSIGN(c.family, JsonString(json, "family", source));
   const std::pair<const char*, int64_t*> integers[] = {
-      {"n_layers", &c.n_layers},       {"d_model", &c.d_model},
-      {"n_heads", &c.n_heads},         {"n_kv_heads", &c.n_kv_heads},
-      {"head_size", &c.head_size},     {"ffn_hidden", &c.ffn_hidden},
-      {"vocab_size", &c.vocab_size},   {"max_seq_len", &c.max_seq_len},
+      {"n_layers", &c.n_layers},
+      {"d_model", &c.d_model},
+      {"n_heads", &c.n_heads},
+      {"n_kv_heads", &c.n_kv_heads},
+      {"head_size", &c.head_size},
+      {"ffn_hidden", &c.ffn_hidden},
+      {"vocab_size", &c.vocab_size},
+      {"max_seq_len", &c.max_seq_len},
       {"rope_original_length", &c.rope_original_length},
       {"sliding_window", &c.sliding_window},
       {"bigram_buckets", &c.bigram_buckets}};
@@ -212,11 +220,14 @@ Result<ModelConfig> ModelConfigFromJson(const Json& json, std::string_view sourc
   for (const auto& [key, out] : numbers) {
     TESSERA_ASSIGN(*out, JsonNumber(json, key, source));
   }
-  const std::pair<const char*, bool*> flags[] = {
-      {"rope_interleaved", &c.rope_interleaved}, {"norm_gain", &c.norm_gain},
-      {"low_precision_norm", &c.low_precision_norm}, {"biases", &c.biases},
-      {"gated_ffn", &c.gated_ffn}, {"qk_norm_gain", &c.qk_norm_gain},
-      {"document_mask", &c.document_mask}, {"tie_embeddings", &c.tie_embeddings}};
+  const std::pair<const char*, bool*> flags[] = {{"rope_interleaved", &c.rope_interleaved},
+                                                 {"norm_gain", &c.norm_gain},
+                                                 {"low_precision_norm", &c.low_precision_norm},
+                                                 {"biases", &c.biases},
+                                                 {"gated_ffn", &c.gated_ffn},
+                                                 {"qk_norm_gain", &c.qk_norm_gain},
+                                                 {"document_mask", &c.document_mask},
+                                                 {"tie_embeddings", &c.tie_embeddings}};
   for (const auto& [key, out] : flags) {
     TESSERA_TRY(ReadBool(json, key, source, out));
   }
@@ -296,6 +307,17 @@ double TrainFlopsPerToken(const ModelConfig& config, int64_t sequence_length) {
              static_cast<double>(sequence_length);
 }
 
+double ProductFlopsPerToken(const ModelConfig& config, int64_t sequence_length) {
+  int64_t lookups = 0;
+  for (const ParameterSpec& spec : ListParameters(config)) {
+    const bool table =
+        spec.kind == ParameterKind::kEmbedding || spec.kind == ParameterKind::kPosition;
+    const bool also_head = config.tie_embeddings && spec.name == "transformer.wte.weight";
+    if (table && !also_head) lookups += spec.size();
+  }
+  return TrainFlopsPerToken(config, sequence_length) - 6.0 * static_cast<double>(lookups);
+}
+
 namespace {
 
 struct Shape {
@@ -305,12 +327,10 @@ struct Shape {
 
 // The sizes of GPT-3 (Brown et al., table 2.1) and of the published MPT models; the small ones are
 // ours.
-constexpr Shape kShapes[] = {{"10m", 6, 256, 4},     {"30m", 8, 448, 7},
-                             {"125m", 12, 768, 12},  {"350m", 24, 1024, 16},
-                             {"760m", 24, 1536, 12}, {"1.3b", 24, 2048, 16},
-                             {"2.7b", 32, 2560, 20}, {"6.7b", 32, 4096, 32},
-                             {"13b", 40, 5120, 40},  {"30b", 48, 7168, 56},
-                             {"70b", 80, 8192, 64}};
+constexpr Shape kShapes[] = {{"10m", 6, 256, 4},     {"30m", 8, 448, 7},     {"125m", 12, 768, 12},
+                             {"350m", 24, 1024, 16}, {"760m", 24, 1536, 12}, {"1.3b", 24, 2048, 16},
+                             {"2.7b", 32, 2560, 20}, {"6.7b", 32, 4096, 32}, {"13b", 40, 5120, 40},
+                             {"30b", 48, 7168, 56},  {"70b", 80, 8192, 64}};
 
 ModelConfig Gpt2(const Shape& shape) {
   ModelConfig c;

@@ -114,6 +114,9 @@ int64_t CountParameters(const ModelConfig& config);
 // counted once), C = width of attention, T = sequence length (causal attention, PaLM appendix B
 // halved).
 double TrainFlopsPerToken(const ModelConfig& config, int64_t sequence_length);
+// The same without tables that are only looked up (positions, token pairs, an untied embedding):
+// what the products of a step really compute, for comparing with their best rate.
+double ProductFlopsPerToken(const ModelConfig& config, int64_t sequence_length);
 
 // Ready-made shapes: "gpt2-124m", "mpt-125m", "llama-350m" ...; not found lists the names.
 Result<ModelConfig> NamedModel(std::string_view name);

@@ -155,6 +155,19 @@ INSTANTIATE_TEST_SUITE_P(Models, EngineBits,
                            return name;
                          });
 
+// Tables that are only looked up take no part in products; a tied embedding is also the head.
+TEST(ModelConfig, ProductsLeaveOutLookups) {
+  Result<ModelConfig> config = NamedModel("gpt2-124m");
+  ASSERT_TRUE(config.ok());
+  const double width = static_cast<double>(config->d_model);
+  EXPECT_EQ(TrainFlopsPerToken(*config, 1024) - ProductFlopsPerToken(*config, 1024),
+            6 * width * static_cast<double>(config->max_seq_len));
+  config->tie_embeddings = false;
+  config->bigram_buckets = 100;
+  EXPECT_EQ(TrainFlopsPerToken(*config, 1024) - ProductFlopsPerToken(*config, 1024),
+            6 * width * static_cast<double>(config->max_seq_len + config->vocab_size + 100));
+}
+
 TEST(Engine, MuonBitsDoNotDependOnThreads) {
   const ModelConfig config = Small("modern-tiny");
   const Outcome base = TrainSmall(config, {.optimizer = UpdateRule::kMuon});

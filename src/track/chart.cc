@@ -107,7 +107,7 @@ std::vector<double> AxisTicks(double low, double high, int count) {
   const double step = power * (lead <= 1 ? 1 : lead <= 2 ? 2 : lead <= 5 ? 5 : 10);
   std::vector<double> ticks;
   for (double i = std::ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) {
-    ticks.push_back(i * step);
+    ticks.push_back(i * step + 0.0);  // no -0
   }
   return ticks;
 }
@@ -121,14 +121,13 @@ std::string RenderChart(const Chart& chart) {
       y_range.Add(series.y[i]);
     }
   }
-  if (y_range.empty()) return "";
+  if (y_range.empty() || x_range.low == x_range.high) return "";  // one point is no curve
   if (chart.from_zero) y_range.Add(0);
   if (y_range.high == y_range.low) {
     const double margin = y_range.high == 0 ? 1 : std::abs(y_range.high) * 0.1;
     y_range.high += margin;
     if (!chart.from_zero || y_range.low != 0) y_range.low -= margin;
   }
-  if (x_range.high == x_range.low) x_range.high += 1;
   const double pad = 0.04 * (y_range.high - y_range.low);
   y_range.high += pad;
   if (!chart.from_zero) y_range.low -= pad;

@@ -69,6 +69,7 @@ TEST(Console, LineShowsWhatIsKnown) {
 TEST(Chart, TicksAreRound) {
   EXPECT_EQ(AxisTicks(0, 10, 5), (std::vector<double>{0, 2, 4, 6, 8, 10}));
   EXPECT_EQ(AxisTicks(3, 3, 5), (std::vector<double>{3}));
+  EXPECT_FALSE(std::signbit(AxisTicks(0, 10, 5)[0])) << "printed as -0";
   for (const double tick : AxisTicks(1.3, 7.9, 4)) {
     EXPECT_GE(tick, 1.3);
     EXPECT_LE(tick, 7.9);
@@ -90,6 +91,15 @@ TEST(Chart, ThinnedKeepsMeans) {
 TEST(Chart, SmoothingStartsAtTheFirstValue) {
   const ChartSeries smooth = Smoothed({.name = "", .x = {1, 2, 3}, .y = {4, 4, 4}}, 0.9);
   for (const double y : smooth.y) EXPECT_NEAR(y, 4, 1e-12);
+}
+
+TEST(Chart, OnePointIsNoCurve) {
+  Chart chart;
+  chart.series.push_back({.name = "", .x = {394}, .y = {1.7}});
+  EXPECT_EQ(RenderChart(chart), "");
+  chart.series[0].x.push_back(400);
+  chart.series[0].y.push_back(1.6);
+  EXPECT_NE(RenderChart(chart), "");
 }
 
 TEST(Chart, LeavesOutWhatIsNotFinite) {

@@ -388,7 +388,7 @@ void Trainer::ShowStep(const StepResult& result, const UpdateOptions& update,
   view.lr = config_.optimizer.rule == UpdateRule::kMuon ? update.muon_lr : update.lr;
   view.tokens_per_s = WindowRate();
   if (gemm_gflops_ > 0) {
-    view.mfu = view.tokens_per_s * TrainFlopsPerToken(config_.model, state_.sequence_length) /
+    view.mfu = view.tokens_per_s * ProductFlopsPerToken(config_.model, state_.sequence_length) /
                (gemm_gflops_ * 1e9);
   }
   view.resident_bytes = ResidentBytes();

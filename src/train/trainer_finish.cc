@@ -83,6 +83,7 @@ Json Trainer::Summary() const {
   const double rate =
       progress.seconds > 0 ? static_cast<double>(progress.tokens) / progress.seconds : 0;
   const double flops = TrainFlopsPerToken(config_.model, config_.max_seq_len);
+  const double products = ProductFlopsPerToken(config_.model, config_.max_seq_len);
   Json summary = {{"run_name", config_.run_name},
                   {"status", stopped_ ? "stopped" : "complete"},
                   {"bits_per_byte", from_eval("bits_per_byte")},
@@ -105,7 +106,7 @@ Json Trainer::Summary() const {
                   {"tokens_per_s", rate},
                   {"flops_per_token", flops},
                   {"gemm_gflops", gemm_gflops_},
-                  {"mfu", gemm_gflops_ > 0 ? rate * flops / (gemm_gflops_ * 1e9) : 0},
+                  {"mfu", gemm_gflops_ > 0 ? rate * products / (gemm_gflops_ * 1e9) : 0},
                   {"peak_rss_bytes", peak_rss_bytes_},
                   {"planned_bytes", planned_bytes_},
                   {"global_batch_size", config_.global_train_batch_size},
