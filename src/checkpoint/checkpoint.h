@@ -76,7 +76,8 @@ Status VerifyCheckpoint(const CheckpointInfo& checkpoint);
 // A checkpoint by its own folder or by the save folder that holds it (its latest one).
 Result<CheckpointInfo> FindCheckpoint(const std::filesystem::path& path);
 
-// The save folder of one run, held by one process at a time.
+// The save folder of one run, held by one process at a time. A folder that the store made and in which
+// nothing was written vanishes with it.
 class CheckpointStore {
  public:
   // Creates the folder where needed, takes its lock and removes what an interrupted save left
@@ -106,12 +107,13 @@ class CheckpointStore {
   Status Remove(const std::filesystem::path& checkpoint);
 
  private:
-  CheckpointStore(std::filesystem::path folder, int lock)
-      : folder_(std::move(folder)), lock_(lock) {}
+  CheckpointStore(std::filesystem::path folder, int lock, bool made_folder)
+      : folder_(std::move(folder)), lock_(lock), made_folder_(made_folder) {}
   Status RemoveLeftovers();
 
   std::filesystem::path folder_;
   int lock_ = -1;
+  bool made_folder_ = false;
 };
 
 }  // namespace tessera

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -94,28 +95,52 @@ Result<CheckpointInfo> WriteFiles(const fs::path& folder, const CheckpointConten
   return checkpoint;
 }
 
+// A descriptor that holds the lock of `folder`. An owner that ends with nothing in its folder
+// removes it, so the file that was locked may be gone by then: the lock counts only if the path
+// still leads to it.
+Result<int> TakeLock(const fs::path& folder) {
+  const fs::path path = folder / kLockFile;
+  while (true) {
+    TESSERA_TRY(MakeDirectories(folder));
+    const int lock = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (lock < 0 && errno == ENOENT) continue;
+    if (lock < 0) {
+      return ErrnoError("cannot write to the save folder: cannot open", path.string(), errno);
+    }
+    if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
+      char holder[32] = {};
+      const ssize_t got = ::pread(lock, holder, sizeof(holder) - 1, 0);
+      ::close(lock);
+      return Error{.code = ErrorCode::kExists,
+                   .message = fmt::format(
+                       "another process{} trains in '{}': wait for it, stop it, or set another "
+                       "save_folder",
+                       got > 0 ? fmt::format(" ({})", Trim(holder)) : "", folder.string())};
+    }
+    struct stat locked = {}, named = {};
+    if (::fstat(lock, &locked) == 0 && ::stat(path.c_str(), &named) == 0 &&
+        locked.st_ino == named.st_ino && locked.st_dev == named.st_dev) {
+      return lock;
+    }
+    ::close(lock);
+  }
+}
+
+bool HoldsOnlyTheLock(const fs::path& folder) {
+  std::error_code code;
+  fs::directory_iterator it(folder, code);
+  return !code && it != fs::directory_iterator() && it->path().filename() == kLockFile &&
+         ++it == fs::directory_iterator();
+}
+
 }  // namespace
 
 Result<CheckpointStore> CheckpointStore::Open(const fs::path& folder) {
-  TESSERA_TRY(MakeDirectories(folder));
+  std::error_code unreadable;
+  const bool existed = fs::exists(folder, unreadable);
+  TESSERA_ASSIGN(const int lock, TakeLock(folder));
   const fs::path lock_path = folder / kLockFile;
-  const int lock = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock < 0) {
-    const Error error =
-        ErrnoError("cannot write to the save folder: cannot open", lock_path.string(), errno);
-    return error;
-  }
-  if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
-    char holder[32] = {};
-    const ssize_t got = ::pread(lock, holder, sizeof(holder) - 1, 0);
-    ::close(lock);
-    return Error{.code = ErrorCode::kExists,
-                 .message = fmt::format(
-                     "another process{} trains in '{}': wait for it, stop it, or set another "
-                     "save_folder",
-                     got > 0 ? fmt::format(" ({})", Trim(holder)) : "", folder.string())};
-  }
-  CheckpointStore store(folder, lock);
+  CheckpointStore store(folder, lock, !existed);
   const std::string text = fmt::format("pid {}\n", ::getpid());
   if (::ftruncate(lock, 0) != 0 ||
       ::pwrite(lock, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
@@ -126,16 +151,24 @@ Result<CheckpointStore> CheckpointStore::Open(const fs::path& folder) {
 }
 
 CheckpointStore::CheckpointStore(CheckpointStore&& other) noexcept
-    : folder_(std::move(other.folder_)), lock_(std::exchange(other.lock_, -1)) {}
+    : folder_(std::move(other.folder_)),
+      lock_(std::exchange(other.lock_, -1)),
+      made_folder_(other.made_folder_) {}
 
 CheckpointStore& CheckpointStore::operator=(CheckpointStore&& other) noexcept {
   std::swap(folder_, other.folder_);
   std::swap(lock_, other.lock_);
+  std::swap(made_folder_, other.made_folder_);
   return *this;
 }
 
 CheckpointStore::~CheckpointStore() {
-  if (lock_ >= 0) ::close(lock_);
+  if (lock_ < 0) return;
+  // A run that was refused leaves nothing behind.
+  if (HoldsOnlyTheLock(folder_) && ::unlink((folder_ / kLockFile).c_str()) == 0 && made_folder_) {
+    ::rmdir(folder_.c_str());
+  }
+  ::close(lock_);
 }
 
 Status CheckpointStore::RemoveLeftovers() {

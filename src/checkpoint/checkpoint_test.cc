@@ -1,5 +1,6 @@
 #include "checkpoint/checkpoint.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -7,6 +8,7 @@
 
 #include <csignal>
 #include <fstream>
+#include <vector>
 
 #include "base/files.h"
 #include "base/rng.h"
@@ -156,6 +158,54 @@ TEST(Checkpoint, OneProcessHoldsTheFolder) {
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, ErrorCode::kExists);
   EXPECT_NE(second.error().message.find("pid"), std::string::npos) << second.error().message;
+}
+
+TEST(Checkpoint, AnUnusedFolderVanishesUnlessItWasThere) {
+  const TestFolder parent;
+  const fs::path made = parent.path() / "a" / "made", given = parent.path() / "given";
+  fs::create_directory(given);
+  {
+    const CheckpointStore one = OpenStore(made), other = OpenStore(given);
+    EXPECT_TRUE(fs::exists(made));
+  }
+  EXPECT_FALSE(fs::exists(made));
+  EXPECT_TRUE(fs::is_empty(given));
+  {
+    CheckpointStore used = OpenStore(made);
+    Model model;
+    ASSERT_TRUE(used.Save(model.Contents(1)).ok());
+  }
+  EXPECT_EQ(OpenStore(made).List().size(), 1u);
+}
+
+// Owners that come and go, each removing the folder: never two at a time.
+TEST(Checkpoint, OneOwnerAtATimeWhileTheFolderComesAndGoes) {
+  const TestFolder parent;
+  const fs::path folder = parent.path() / "run", token = parent.path() / "token";
+  std::vector<pid_t> children;
+  for (int child = 0; child < 3; ++child) {
+    const pid_t pid = ::fork();
+    ASSERT_GE(pid, 0);
+    if (pid == 0) {
+      int owned = 0;
+      for (int i = 0; i < 150; ++i) {
+        Result<CheckpointStore> store = CheckpointStore::Open(folder);
+        if (!store.ok()) continue;
+        ++owned;
+        const int fd = ::open(token.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0600);
+        if (fd < 0) ::_exit(1);  // another owner is inside
+        ::close(fd);
+        if (::unlink(token.c_str()) != 0) ::_exit(2);
+      }
+      ::_exit(owned > 0 ? 0 : 3);
+    }
+    children.push_back(pid);
+  }
+  for (const pid_t pid : children) {
+    int status = 0;
+    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    EXPECT_EQ(status, 0);
+  }
 }
 
 TEST(Checkpoint, RetentionKeepsTheNewestAndTheLatest) {
