@@ -41,12 +41,14 @@ function(tessera_headers target)
 endfunction()
 
 # tessera_library(name SOURCES a.cc b.cc DEPS tessera_base fmt::fmt)
-# declares the static library tessera_<name>.
+# declares the static library tessera_<name>. With TESSERA_UNITY eight files are compiled as one.
 function(tessera_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_library(tessera_${name} STATIC ${ARG_SOURCES})
   target_link_libraries(tessera_${name} PUBLIC tessera_options ${ARG_DEPS})
   target_precompile_headers(tessera_${name} REUSE_FROM tessera_library_headers)
+  set_target_properties(tessera_${name} PROPERTIES
+    UNITY_BUILD ${TESSERA_UNITY} UNITY_BUILD_BATCH_SIZE 8)
 endfunction()
 
 # tessera_test(name SOURCES a_test.cc DEPS tessera_x [LABEL unit|slow|peer] [TIMEOUT seconds])

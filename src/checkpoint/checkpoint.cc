@@ -20,7 +20,6 @@ namespace {
 
 constexpr std::string_view kPrefix = "ckpt-";
 constexpr std::string_view kSuffix = "ba";
-constexpr const char* kManifestChecksum = "manifest_xxh3";
 constexpr int64_t kMaxManifestBytes = int64_t{1} << 24;
 
 // A name that stays inside the checkpoint's folder.

@@ -21,6 +21,7 @@ namespace tessera {
 
 inline constexpr int64_t kCheckpointFormatVersion = 1;
 inline constexpr const char* kCheckpointManifest = "manifest.json";
+inline constexpr const char* kManifestChecksum = "manifest_xxh3";  // a key of it
 inline constexpr const char* kWeightsFile = "weights.safetensors";
 inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
 inline constexpr const char* kStateFile = "state.json";

@@ -24,7 +24,6 @@ namespace {
 constexpr const char* kLockFile = ".lock";
 constexpr const char* kLatestFile = "latest";
 constexpr std::string_view kTemporarySuffix = ".tmp";
-constexpr const char* kManifestChecksum = "manifest_xxh3";
 // Room for the manifest, folders and rounding to blocks.
 constexpr int64_t kSlackBytes = 1 << 16;
 

@@ -15,7 +15,7 @@ namespace tessera {
 
 namespace {
 
-constexpr size_t kBufferBytes = size_t{1} << 18;
+constexpr size_t kReadBytes = size_t{1} << 18;
 // Apart from every split seed that a person would choose.
 constexpr uint64_t kCopiesSeed = 0x636F706965735F31ull;
 
@@ -109,7 +109,7 @@ int64_t CopiesOf(std::string_view identity, double weight) {
 RecordReader::RecordReader(const SourceListing& listing, int64_t source_index,
                            int64_t max_record_bytes)
     : listing_(listing), source_index_(source_index), max_record_bytes_(max_record_bytes) {
-  buffer_.resize(kBufferBytes);
+  buffer_.resize(kReadBytes);
 }
 
 RecordReader::~RecordReader() = default;

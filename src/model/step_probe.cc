@@ -25,7 +25,7 @@ constexpr double kProbeBudgetSeconds = 3.0;  // of all measured steps together
 constexpr int64_t kProbeTokens = 2048;
 constexpr int64_t kProbeVocabulary = 8192;
 
-double Dbl(int64_t value) { return static_cast<double>(value); }
+double Real(int64_t value) { return static_cast<double>(value); }
 
 // A batch of random tokens, and steps over it.
 class Steps {
@@ -89,9 +89,9 @@ struct Elements {
 Elements CountElements(const Plan& plan) {
   const Layout layout = ComputeLayout(plan.config, plan.options, *plan.program);
   Elements elements;
-  elements.all = elements.vectors = Dbl(layout.value_elements);
+  elements.all = elements.vectors = Real(layout.value_elements);
   for (const MuonBlock& block : layout.muon_blocks)
-    elements.vectors -= Dbl(block.rows * block.cols);
+    elements.vectors -= Real(block.rows * block.cols);
   elements.vectors = std::max(elements.vectors, 1.0);
   return elements;
 }
@@ -115,9 +115,9 @@ double MeasureOneBlock(const Plan& plan, const Plan& small, ThreadPool& pool) {
             [](const Measured& a, const Measured& b) { return a.seconds < b.seconds; });
   measured.resize(Counted(measured.size()));
 
-  const double blocks = Dbl(plan.config.n_layers);
-  const double rows = Dbl(plan.options.global_batch) / Dbl(small.options.global_batch);
-  const double vocab = Dbl(plan.config.vocab_size) / Dbl(small.config.vocab_size);
+  const double blocks = Real(plan.config.n_layers);
+  const double rows = Real(plan.options.global_batch) / Real(small.options.global_batch);
+  const double vocab = Real(plan.config.vocab_size) / Real(small.config.vocab_size);
   const Elements large = CountElements(plan), reduced = CountElements(small);
   const auto scale = [&](std::string_view name) {
     if (name == OpKindName(OpKind::kLoss)) return rows * vocab;
@@ -174,7 +174,7 @@ StepEstimate MeasureStep(const Plan& plan, const MachineRates& rates, ThreadPool
     *part *= ratio;
   }
   estimate.tokens_per_s =
-      Dbl(plan.options.global_batch * plan.options.sequence_length) / estimate.seconds;
+      Real(plan.options.global_batch * plan.options.sequence_length) / estimate.seconds;
   return estimate;
 }
 

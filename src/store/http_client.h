@@ -17,6 +17,11 @@
 
 namespace tessera {
 
+// Of the first request to a server: one that is not there is told of soon.
+inline constexpr int kFirstContactAttempts = 4;
+// Of an object that changes, or whose checksum does not fit, while it is read.
+inline constexpr int kReadAttempts = 3;
+
 struct HttpRequest {
   std::string method = "GET";
   std::string url;

@@ -19,8 +19,6 @@ namespace tessera {
 
 namespace {
 
-constexpr int kFirstContactAttempts = 4;
-constexpr int kReadAttempts = 3;
 
 HttpClientOptions ClientOptions(const StoreOptions& options, AtomicCounters* counters) {
   HttpClientOptions http;

@@ -18,7 +18,6 @@ namespace tessera {
 namespace {
 
 // Attempts on a server that has never answered: a wrong name is likelier than an outage.
-constexpr int kFirstContactAttempts = 4;
 constexpr int kCleanUpAttempts = 3;
 // Signatures are refused when the clocks differ by 15 minutes; a smaller difference is no reason.
 constexpr int64_t kSkew_s = 300;

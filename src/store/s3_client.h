@@ -17,6 +17,9 @@
 
 namespace tessera {
 
+// Metadata by which a write that was retried knows its own object.
+inline constexpr char kMarkHeader[] = "x-amz-meta-tessera-write";
+
 struct S3Request {
   std::string method = "GET";
   std::string key;  // In the bucket; empty: the bucket itself.

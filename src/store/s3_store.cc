@@ -18,8 +18,6 @@ namespace tessera {
 
 namespace {
 
-constexpr char kMarkHeader[] = "x-amz-meta-tessera-write";
-constexpr int kReadAttempts = 3;  // Of objects whose checksum does not fit.
 
 // The etag of a single unencrypted put is the MD5 of the content; that of a multipart upload has a
 // '-', and keys of one's own change it.

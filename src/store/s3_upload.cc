@@ -21,7 +21,6 @@ namespace {
 constexpr int64_t kMinPartBytes = int64_t{5} << 20;
 constexpr int64_t kUnknownSizePartBytes = int64_t{16} << 20;
 constexpr int64_t kMaxParts = 10'000;
-constexpr char kMarkHeader[] = "x-amz-meta-tessera-write";
 // A server that joins many parts may be silent for minutes.
 constexpr double kCompleteStall_s = 600;
 

@@ -10,6 +10,7 @@
 #include "base/strings.h"
 #include "data/dataset.h"
 #include "tokenizer/tokenizer.h"
+#include "train/run_state.h"
 
 namespace tessera {
 
@@ -60,10 +61,6 @@ void EstimateRun(const Duration& max_duration, RunPlan* plan) {
   } else if (step_seconds.has_value()) {
     plan->seconds = steps * *step_seconds;
   }
-}
-
-std::string_view ComputeName(kernels::Compute compute) {
-  return compute == kernels::Compute::kBf16 ? "bf16" : "fp32";
 }
 
 // The message without the memory table that follows it: the plan shows that one anyway.
