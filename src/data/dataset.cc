@@ -91,22 +91,14 @@ Status WriteDatasetInfo(const DatasetInfo& info) {
                          JsonText(DatasetInfoToJson(info), 2) + "\n");
 }
 
-Result<DatasetInfo> ReadDatasetInfo(const std::filesystem::path& folder) {
-  const std::filesystem::path path = folder / kDatasetManifest;
-  if (!PathExists(path)) {
-    return NotFound(fmt::format("'{}' holds no {}: it is no dataset of `tessera data build`, or its "
-                                "build was interrupted",
-                                folder.string(), kDatasetManifest));
-  }
-  TESSERA_ASSIGN(const Json json, ReadJsonFile(path, int64_t{1} << 28));
-  const std::string where = path.string();
+Result<DatasetInfo> ParseDatasetInfo(std::string_view text, const std::string& where) {
+  TESSERA_ASSIGN(const Json json, ParseJson(text, where));
   TESSERA_ASSIGN(const int64_t version, JsonInt(json, "version", where));
   if (version != kDatasetVersion) {
     return Unsupported(fmt::format("{}: dataset version {}; this build reads {}", where, version,
                                    kDatasetVersion));
   }
   DatasetInfo info;
-  info.folder = folder;
   TESSERA_ASSIGN(info.fingerprint, JsonString(json, "fingerprint", where));
   TESSERA_ASSIGN(info.files_stat, JsonString(json, "files_stat", where));
   TESSERA_ASSIGN(info.options_fingerprint, JsonString(json, "options_fingerprint", where));
@@ -136,6 +128,19 @@ Result<DatasetInfo> ReadDatasetInfo(const std::filesystem::path& folder) {
       info.sources.push_back(std::move(source));
     }
   }
+  return info;
+}
+
+Result<DatasetInfo> ReadDatasetInfo(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / kDatasetManifest;
+  if (!PathExists(path)) {
+    return NotFound(fmt::format("'{}' holds no {}: it is no dataset of `tessera data build`, or its "
+                                "build was interrupted",
+                                folder.string(), kDatasetManifest));
+  }
+  TESSERA_ASSIGN(const std::string text, ReadFile(path, int64_t{1} << 28));
+  TESSERA_ASSIGN(DatasetInfo info, ParseDatasetInfo(text, path.string()));
+  info.folder = folder;
   return info;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -59,6 +60,8 @@ struct DatasetInfo {
   std::filesystem::path tokenizer_file() const { return folder / "tokenizer.json"; }
 };
 
+// A manifest's text; `where` names it in errors. The folder is left empty.
+Result<DatasetInfo> ParseDatasetInfo(std::string_view text, const std::string& where);
 // Not found when the folder holds no manifest; corrupt when a member is missing or impossible.
 Result<DatasetInfo> ReadDatasetInfo(const std::filesystem::path& folder);
 Status WriteDatasetInfo(const DatasetInfo& info);

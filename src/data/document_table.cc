@@ -58,15 +58,22 @@ Status WriteDocumentTable(const std::filesystem::path& path, std::span<const uin
 }
 
 Result<DocumentTable> DocumentTable::Parse(const std::filesystem::path& path) {
-  DocumentTable table;
-  TESSERA_ASSIGN(table.file_, MappedFile::Open(path));
+  TESSERA_ASSIGN(MappedFile file, MappedFile::Open(path));
+  TESSERA_ASSIGN(DocumentTable table,
+                 FromMemory({reinterpret_cast<const char*>(file.data()), static_cast<size_t>(file.size())},
+                            path.string()));
+  table.file_ = std::move(file);
+  return table;
+}
+
+Result<DocumentTable> DocumentTable::FromMemory(std::string_view content, std::string_view source) {
   const auto corrupt = [&](std::string_view detail) {
     return Corrupt(fmt::format("'{}': {}; delete it to have the shards read instead, or build the "
                                "dataset again",
-                               path.string(), detail));
+                               source, detail));
   };
-  const char* data = reinterpret_cast<const char*>(table.file_.data());
-  const uint64_t size = static_cast<uint64_t>(table.file_.size());
+  const char* data = content.data();
+  const uint64_t size = content.size();
   Head head = {};
   if (size < sizeof(head) + 8) return corrupt(fmt::format("has only {} bytes", size));
   std::memcpy(&head, data, sizeof(head));
@@ -74,8 +81,8 @@ Result<DocumentTable> DocumentTable::Parse(const std::filesystem::path& path) {
     return corrupt("does not begin with TSDOCIDX");
   }
   if (head.version != kVersion) {
-    return Unsupported(fmt::format("'{}': version {}; this build reads {}", path.string(),
-                                   head.version, kVersion));
+    return Unsupported(
+        fmt::format("'{}': version {}; this build reads {}", source, head.version, kVersion));
   }
   if (head.documents != (size - sizeof(head) - 8) / 8 || (size - sizeof(head)) % 8 != 0) {
     return corrupt(fmt::format("{} documents don't fit {} bytes", head.documents, size));
@@ -84,6 +91,7 @@ Result<DocumentTable> DocumentTable::Parse(const std::filesystem::path& path) {
   std::memcpy(&digest, data + size - 8, 8);
   if (Xxh3(AsText(data, size - 8)) != digest) return corrupt("its checksum does not match");
   const size_t n = head.documents;
+  DocumentTable table;
   const uint32_t* counts = reinterpret_cast<const uint32_t*>(data + sizeof(head));
   table.tokens_ = {counts, n};
   table.bytes_ = {counts + n, n};

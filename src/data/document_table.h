@@ -28,6 +28,8 @@ class DocumentTable {
   static Result<DocumentTable> Open(MdsReader& reader, std::string_view column);
   // Checks magic, version, size, sums and checksum.
   static Result<DocumentTable> Parse(const std::filesystem::path& path);
+  // Over bytes at a multiple of 4 that the caller keeps alive; `source` names them in errors.
+  static Result<DocumentTable> FromMemory(std::string_view content, std::string_view source);
 
   int64_t documents() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t tokens(int64_t document) const { return tokens_[static_cast<size_t>(document)]; }

@@ -151,11 +151,12 @@ Status NativeOrder::DeriveTaken() {
   if (options_.weights.empty()) options_.weights.resize(sizes.size());
   TESSERA_ASSIGN(const std::vector<StreamShare> shares,
                  DeriveStreamShares(options_.weights, sizes, options_.epoch_size, options_.seed));
-  if (options_.block_size < 0 || options_.global_batch < 1 || options_.device_batch < 1 ||
+  if (options_.block_size < 0 || options_.block_size > kMaxSamples || options_.global_batch < 1 ||
+      options_.global_batch > kMaxSamples || options_.device_batch < 1 ||
       options_.global_batch % options_.device_batch != 0) {
     return InvalidArgument(fmt::format(
-        "shuffle_block_size {}, global batch {}, device batch {}: none may be negative, and the last "
-        "must divide the one before",
+        "shuffle_block_size {}, global batch {}, device batch {}: none may be negative or above 2^53, "
+        "and the last must divide the one before",
         options_.block_size, options_.global_batch, options_.device_batch));
   }
   const int64_t global = options_.global_batch;

@@ -227,6 +227,12 @@ TEST(NativeOrder, RefusesWhatDoesNotFit) {
                      .batching = BatchingMethod::kStratified,
                      .global_batch = 4}));
   EXPECT_TRUE(fails({.streams = {{.samples = 10}}, .global_batch = 4, .device_batch = 3}));
+  EXPECT_TRUE(fails({.streams = {{.samples = 10}},
+                     .batching = BatchingMethod::kStratified,
+                     .global_batch = INT64_MAX}));
+  EXPECT_TRUE(fails({.streams = {{.samples = 10}},
+                     .block_size = INT64_MAX,
+                     .batching = BatchingMethod::kPerStream}));
 }
 
 }  // namespace

@@ -80,7 +80,7 @@ Result<IniFile> ParseIni(std::string_view text, std::string_view source) {
     const std::string_view value = Trim(line.substr(equals + 1));
     if (key.empty()) return fail("a key is missing before '='");
     if (indented && !parent.empty()) {
-      (*section)[parent + "." + key] = value;
+      if (!value.empty()) (*section)[parent + "." + key] = value;
       continue;
     }
     parent = value.empty() ? key : "";

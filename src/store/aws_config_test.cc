@@ -44,6 +44,7 @@ TEST(IniTest, ReadsSectionsNestedKeysAndComments) {
       "s3 =\n"
       "  addressing_style = path\n"
       "  max_bandwidth = 1\n"
+      "  empty =\n"
       "output=json\n"
       "[ profile x ]\n"
       "secret = a = b #c\n",

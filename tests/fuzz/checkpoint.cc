@@ -56,25 +56,3 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (json.ok()) (data[0] % 3 == 1 ? Config : State)(*json);
   return 0;
 }
-
-// Good files to begin with, so that no time goes into finding the first brace.
-extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
-extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
-                                          unsigned int seed) {
-  if (size > 8) return LLVMFuzzerMutate(data, size, max_size);
-  static const std::string kSeeds[] = {
-      std::string(1, '\0') +
-          R"({"created":"2026-01-01T00:00:00Z","files":[{"bytes":5,"name":"config.json",)"
-          R"("tensors":1,"xxh3":"0123456789abcdef"}],"format_version":1,"info":{},"step":7})",
-      "\x01" + ModelConfigToJson(NamedModel("llama-tiny").value()).dump(),
-      "\x02" + RunStateToJson([] {
-        RunState state;
-        state.sequence_length = 16;
-        state.batch_size = 4;
-        return state;
-      }()).dump()};
-  const std::string& text = kSeeds[seed % 3];
-  if (text.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
-  text.copy(reinterpret_cast<char*>(data), text.size());
-  return text.size();
-}

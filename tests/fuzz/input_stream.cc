@@ -1,6 +1,7 @@
 // Arbitrary bytes as a gzip, zstd or xz file: the first byte chooses the magic that is put before.
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -16,6 +17,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string stored =
       magics[data[0] % 4] + std::string(reinterpret_cast<const char*>(data) + 1, size - 1);
   Result<std::unique_ptr<InputStream>> stream = InputStream::OpenMemory(stored, "fuzz");
-  if (stream.ok()) (void)ReadAll(**stream, int64_t{1} << 22, "fuzz").ok();
+  if (!stream.ok()) return 0;
+  char buffer[4096];
+  for (int64_t read = 0; read < int64_t{1} << 22;) {
+    const Result<int64_t> got = (*stream)->Read(buffer, sizeof(buffer));
+    if (!got.ok() || *got == 0) break;
+    if (*got < 0 || *got > static_cast<int64_t>(sizeof(buffer))) std::abort();
+    read += *got;
+  }
   return 0;
 }
