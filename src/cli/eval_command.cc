@@ -13,6 +13,7 @@
 #include "train/engine_state.h"
 #include "train/evaluation.h"
 #include "train/run_config.h"
+#include "train/run_data.h"
 #include "train/run_state.h"
 #include "train/stage_plan.h"
 
@@ -32,9 +33,8 @@ struct Arguments {
   bool json = false;
 };
 
-// The dataset that the checkpoint's run was trained on, by its resolved run file.
-Result<fs::path> DatasetOfRun(const CheckpointInfo& checkpoint) {
-  TESSERA_ASSIGN(const RunConfig config, ReadRunFile(checkpoint.folder / kRunFile));
+// The dataset that the run was trained on.
+Result<fs::path> DatasetOfRun(const RunConfig& config) {
   const std::string folder =
       config.data.dataset.empty() ? config.data.build_folder : config.data.dataset;
   if (folder.empty() || !PathExists(folder)) {
@@ -54,12 +54,23 @@ Status Evaluate(const Arguments& arguments) {
   TESSERA_ASSIGN(const RunState state, RunStateFromJson(state_json, state_path));
 
   fs::path folder = arguments.dataset;
-  if (folder.empty()) {
-    TESSERA_ASSIGN(folder, DatasetOfRun(checkpoint));
-  }
   EvaluationOptions options;
+  std::unique_ptr<ShardCache> stream;  // Its files stay while it lives.
+  if (folder.empty()) {
+    TESSERA_ASSIGN(const RunConfig config, ReadRunFile(checkpoint.folder / kRunFile));
+    if (!config.data.eval_streams.empty()) {
+      TESSERA_ASSIGN(stream, FetchStream(config.data.eval_streams.front(),
+                                         {.say = {}, .show_progress = !arguments.json}));
+      folder = stream->folder();
+      options.column = config.data.column;
+      options.vocab_size = model.vocab_size;
+      if (config.data.eos_id >= 0) options.eos_id = static_cast<int32_t>(config.data.eos_id);
+    } else {
+      TESSERA_ASSIGN(folder, DatasetOfRun(config));
+    }
+  }
   options.dataset = folder;
-  const Result<DatasetInfo> dataset = ReadDatasetInfo(folder);
+  const Result<DatasetInfo> dataset = ReadDatasetInfo(stream ? folder.parent_path() : folder);
   if (dataset.ok()) {
     if (!state.tokenizer_fingerprint.empty() &&
         dataset->tokenizer_fingerprint != state.tokenizer_fingerprint) {
@@ -68,7 +79,7 @@ Status Evaluate(const Arguments& arguments) {
           "with: its token ids mean something else",
           folder.string(), checkpoint.folder.string()));
     }
-    options.dataset = folder / arguments.split;
+    if (!stream) options.dataset = folder / arguments.split;
     if (!PathExists(options.dataset / "index.json")) {
       return NotFound(
           fmt::format("the dataset '{}' has no split '{}'", folder.string(), arguments.split));

@@ -16,6 +16,7 @@
 #include "base/strings.h"
 #include "base/time.h"
 #include "cli/commands.h"
+#include "store/atomic_file.h"
 #include "store/object_store.h"
 
 namespace tessera::cli {
@@ -242,10 +243,16 @@ Status Copy(const Flags& flags) {
   const Stopwatch watch;
   ProgressMeter meter("copying", options);
   const TransferProgress progress = [&](int64_t delta) { meter.Add(delta); };
+  FileBatch batch;
   const auto run = [&](const CopyJob& job) -> Status {
     if (to_file) {
       TESSERA_TRY(MakeDirectories(fs::absolute(job.target).parent_path()));
-      const auto done = from.store->Download(job.object.key, job.target, progress);
+      thread_local std::vector<std::byte> scratch;
+      const auto done = from.store->Download(job.object.key, job.target,
+                                             {.progress = progress,
+                                              .expected_bytes = job.object.bytes,
+                                              .batch = &batch,
+                                              .scratch = &scratch});
       return done.ok() ? Status() : Status(done.error());
     }
     if (from_file) {
@@ -255,7 +262,11 @@ Status Copy(const Flags& flags) {
     }
     return Relay(*from.store, job.object, *to.store, job.target, progress);
   };
-  TESSERA_TRY(RunAll(jobs, flags.store.connections, run));
+  const Status copied = RunAll(jobs, flags.store.connections, run);
+  // What came whole before another object failed is kept.
+  const Status committed = batch.Commit();
+  TESSERA_TRY(copied);
+  TESSERA_TRY(committed);
   const double seconds = watch.Seconds();
   if (flags.json) {
     StoreCounters counters = from.store->counters();

@@ -9,6 +9,7 @@
 #include "base/strings.h"
 #include "base/threads.h"
 #include "cli/commands.h"
+#include "store/object_store.h"
 #include "train/run_plan.h"
 #include "train/trainer.h"
 
@@ -42,7 +43,7 @@ std::string ResumeCommand(const Arguments& arguments) {
     if (override_text.starts_with("autoresume=")) continue;
     command += " " + Quoted(override_text);
   }
-  return command + " autoresume=true";
+  return WithoutCredentials(command) + " autoresume=true";
 }
 
 Status DryRun(const RunConfig& config, const Arguments& arguments) {

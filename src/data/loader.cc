@@ -19,6 +19,7 @@
 #include "data/row_reader.h"
 #include "data/sample_order.h"
 #include "data/shard_scheduler.h"
+#include "store/object_store.h"
 
 namespace tessera {
 
@@ -112,7 +113,8 @@ class PrefetchingLoader : public Loader {
                                                       .threads = options_.streaming.download_threads,
                                                       .batch_size = options_.batch_size,
                                                       .rank = options_.rank,
-                                                      .rows = rows_},
+                                                      .rows = rows_,
+                                                      .close_released = [this] { CloseReleased(); }},
                                                      caches, readers, order_.get()));
     producer_ = std::thread([this] { Produce(); });
     return {};
@@ -197,7 +199,7 @@ class PrefetchingLoader : public Loader {
       if (!samples && !table && stream.cache->remote()) {
         return InvalidArgument(fmt::format(
             "'{}' has no {}, without which windows over a remote dataset can't be cut: set rows: samples",
-            given.remote, kDocumentTableFile));
+            WithoutCredentials(given.remote), kDocumentTableFile));
       }
       if (stream.cache->remote() && options_.shuffle_documents) {
         return InvalidArgument(
@@ -383,6 +385,7 @@ class PrefetchingLoader : public Loader {
     batch->first = StateOf(position);
     batch->target_count = 0;
     batch->bytes_covered = 0;
+    batch->replaced_rows = 0;
     // A position between batches (after the batch size changed) counts as the batch it lies in.
     scheduler_->SetRow(position / options_.batch_size * rows_);
     CloseReleased();
@@ -401,6 +404,7 @@ class PrefetchingLoader : public Loader {
       Result<int64_t> read = ReadRow(at);
       if (!read.ok() && options_.streaming.replace_bad_samples && IsDataFault(read.error())) {
         read = Replace(at, read.error());
+        ++batch->replaced_rows;
       }
       if (!read.ok()) return Explain(read.error(), at);
       count = *read;

@@ -55,6 +55,7 @@ struct TokenBatch {
   // Raw text bytes behind the scored targets: each document's bytes are shared out over its tokens
   // so that whole documents sum up exactly. 0 where the dataset does not tell bytes.
   int64_t bytes_covered = 0;
+  int64_t replaced_rows = 0;    // Rows whose own sample was bad, see replace_bad_samples.
   LoaderState first;            // The position of the global batch's first sample.
   std::vector<int64_t> samples;  // [batch]: the row's index in its stream, -1 for padding
   std::vector<int32_t> streams;  // [batch]: the row's stream

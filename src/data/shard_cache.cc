@@ -84,7 +84,6 @@ Status ShardCache::OpenFolder() {
     folder_ = fs::path(root) / options_.split;
     url_ = folder_.string();
   } else {
-    url_ = Join(options_.remote, options_.split);
     std::string local = options_.local;
     if (local.empty()) {
       local = (fs::temp_directory_path() /
@@ -98,6 +97,7 @@ Status ShardCache::OpenFolder() {
     store.retry.total_s = options_.download_timeout_s;
     store.cancelled = cancelled_;
     TESSERA_ASSIGN(store_, OpenObjectStore(options_.remote, store));
+    url_ = Join(store_->url(), options_.split);
     TESSERA_ASSIGN(lock_, FolderLock::Open(folder_));
     // Alone in the folder: what is half done was left by processes that are gone.
     if (lock_->TryLock(kUsersPlace, FolderLock::Mode::kExclusive)) {
@@ -157,7 +157,9 @@ Status ShardCache::FetchMetadata() {
     const Status status = fetch(Join(options_.split, "index.json"), index);
     if (!status.ok()) {
       if (status.error().code != ErrorCode::kNotFound) return status;
-      return NotFound(fmt::format("'{}' does not exist: check remote and split", Join(url_, "index.json")));
+      Error error = status.error();  // The object, or its bucket.
+      error.message += "; check remote and split";
+      return error;
     }
     return {};
   }
@@ -241,7 +243,8 @@ Status ShardCache::DownloadOnce(const MdsShard& shard) {
     const fs::path& path;
     ~Remover() { (void)RemoveTree(path).ok(); }
   } remover{part};
-  TESSERA_TRY(store_->Download(Join(options_.split, wanted.basename), part.string()));
+  TESSERA_TRY(store_->Download(Join(options_.split, wanted.basename), part.string(),
+                               {.expected_bytes = wanted.bytes}));
   ++downloads_;
   downloaded_bytes_ += wanted.bytes;
   const fs::path raw = folder_ / shard.raw.basename;

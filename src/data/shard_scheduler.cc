@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kScanRows = 256;    // Rows that are looked at in one go.
 constexpr int64_t kProbedRows = 256;  // Rows of a shard whose next use stands for all.
+constexpr std::chrono::seconds kDiskLimitLife(30);
 
 }  // namespace
 
@@ -100,6 +101,8 @@ void ShardScheduler::SetRow(int64_t own_row) {
   work_.notify_all();
 }
 
+// Downloads that wait for the space of these files go on once they are unmapped: at the reader's next
+// batch, which wakes them.
 std::vector<ShardScheduler::ShardId> ShardScheduler::TakeReleased() {
   const std::lock_guard<std::mutex> lock(mutex_);
   return std::exchange(released_, {});
@@ -169,25 +172,57 @@ bool ShardScheduler::ReleaseOne(bool force) {
 }
 
 bool ShardScheduler::MakeRoom(int64_t bytes, bool force) {
-  if (options_.cache_limit == 0) return true;
-  while (used_bytes_ + bytes > options_.cache_limit) {
+  if (disk_limit_ > 0 && std::chrono::steady_clock::now() > disk_limit_until_) disk_limit_ = 0;
+  int64_t limit = options_.cache_limit;
+  if (disk_limit_ > 0 && (limit == 0 || disk_limit_ < limit)) limit = disk_limit_;
+  if (limit == 0) return true;
+  while (used_bytes_ + bytes > limit) {
     if (!ReleaseOne(force)) return false;
   }
   return true;
 }
 
-bool ShardScheduler::ReleaseForDisk() {
+// The reader can't go on without its shard: anything else may go, and downloads under way are waited
+// for, since they end as shards that may go.
+bool ShardScheduler::FreeDiskForReader() {
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (!ReleaseOne(true)) {
+      if (in_flight_.size() <= 1) return false;
+      // Downloads have deadlines.
+      const int64_t before = fetches_ended_;
+      work_.wait(lock, [&] { return fetches_ended_ != before; });
+      return true;
+    }
+  }
+  if (options_.close_released) options_.close_released();
+  return true;
+}
+
+// A download ahead of time found no space: what is here by now is what fits.
+void ShardScheduler::DiskIsFull(const ShardId& id) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return ReleaseOne(true);
+  int64_t complete = used_bytes_;
+  for (const ShardId& other : in_flight_) {
+    complete -= caches_[static_cast<size_t>(other.first)]->FetchBytes(other.second);
+  }
+  if (!std::exchange(disk_limit_told_, true)) {
+    LogWarning("{}: the disk of its cache is full; training goes on with what fits, {}",
+               caches_[static_cast<size_t>(id.first)]->Where(id.second), FormatBytes(complete));
+  }
+  disk_limit_ = std::max<int64_t>(complete, 1);
+  disk_limit_until_ = std::chrono::steady_clock::now() + kDiskLimitLife;
+  pending_.push_front(id);
 }
 
 // The shard's bytes are already counted; called without the lock.
-Status ShardScheduler::Fetch(const ShardId& id) {
+Status ShardScheduler::Fetch(const ShardId& id, const std::function<bool()>& on_full_disk) {
   ShardCache* cache = caches_[static_cast<size_t>(id.first)];
-  const Status status = cache->Fetch(id.second, [this](int64_t) { return ReleaseForDisk(); });
+  const Status status = cache->Fetch(id.second, [&](int64_t) { return on_full_disk(); });
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     in_flight_.erase(id);
+    ++fetches_ended_;
     used_bytes_ -= cache->FetchBytes(id.second);
     if (status.ok() && held_.insert(id).second) used_bytes_ += cache->StoredBytes(id.second);
   }
@@ -215,7 +250,7 @@ Status ShardScheduler::Ensure(int64_t stream, int64_t shard) {
     pending_.erase(std::remove(pending_.begin(), pending_.end(), id), pending_.end());
     Begin(id, bytes);
   }
-  return Fetch(id);
+  return Fetch(id, [this] { return FreeDiskForReader(); });
 }
 
 void ShardScheduler::Begin(const ShardId& id, int64_t bytes) {
@@ -281,11 +316,18 @@ void ShardScheduler::Work() {
         pending_.pop_front();
         continue;
       }
-      if (MakeRoom(bytes, false)) {
+      // Files that the reader still has open keep their space.
+      const auto closing = [this] { return disk_limit_ > 0 && !released_.empty(); };
+      if (!closing() && MakeRoom(bytes, false) && !closing()) {
         pending_.pop_front();
         Begin(id, bytes);
         lock.unlock();
-        const Status status = Fetch(id);
+        bool disk_full = false;
+        const Status status = Fetch(id, [&disk_full] {
+          disk_full = true;
+          return false;
+        });
+        if (!status.ok() && disk_full) DiskIsFull(id);
         if (!status.ok()) LogDebug("ahead of time: {}", status.error().ToString());
         lock.lock();
         continue;

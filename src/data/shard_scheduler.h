@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -30,12 +31,16 @@ struct ShardSchedulerOptions {
   int64_t batch_size = 1;
   int64_t rank = 0;
   int64_t rows = 1;
+  // Called within Ensure after shards were deleted to make room on a full disk: the reader closes what
+  // TakeReleased gives, since a file that is still mapped keeps its space.
+  std::function<void()> close_released = {};
 };
 
 // The k-th row of this rank stands at position Position(k) of the run. Rows are scanned ahead in that
 // order, so shards are fetched by when they are first needed. When the limit is reached the shard goes
 // whose next use is farthest (Belady's rule, which needs the future and has it here); shards of rows
-// that were scanned stay. Thread-safe; `caches`, `readers` and `order` must outlive it.
+// that were scanned stay. A full disk counts as a limit too: what is brought ahead waits, what the
+// reader needs now takes the place of what it needs last. Thread-safe; `caches`, `readers` and `order` must outlive it.
 class ShardScheduler {
  public:
   using ShardId = std::pair<int64_t, int64_t>;  // Stream, shard.
@@ -84,10 +89,11 @@ class ShardScheduler {
   // gives up shards that were scanned, the last needed first.
   bool MakeRoom(int64_t bytes, bool force);
   bool ReleaseOne(bool force);
-  bool ReleaseForDisk();
+  bool FreeDiskForReader();
+  void DiskIsFull(const ShardId& id);
   int64_t NextUse(const ShardId& id);
   void Begin(const ShardId& id, int64_t bytes);
-  Status Fetch(const ShardId& id);
+  Status Fetch(const ShardId& id, const std::function<bool()>& on_full_disk);
 
   const ShardSchedulerOptions options_;
   const std::vector<ShardCache*> caches_;
@@ -107,8 +113,12 @@ class ShardScheduler {
   std::deque<ShardId> pending_;          // To be fetched, by first use.
   std::set<ShardId> held_;
   std::set<ShardId> in_flight_;
+  int64_t fetches_ended_ = 0;
   std::set<ShardId> needed_;  // Those that the reader's row has asked for.
   std::vector<ShardId> released_;
+  int64_t disk_limit_ = 0;  // Of used_bytes_, where the disk turned out full; 0: none known.
+  std::chrono::steady_clock::time_point disk_limit_until_;  // It may have been given space since.
+  bool disk_limit_told_ = false;
   int64_t used_bytes_ = 0;
   int64_t most_used_bytes_ = 0;
   std::vector<std::thread> threads_;

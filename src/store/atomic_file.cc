@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <set>
 #include <utility>
 
 #include "base/files.h"
@@ -17,6 +18,10 @@
 namespace tessera {
 
 namespace {
+
+// Open files and bytes in memory of a batch, at most.
+constexpr size_t kBatchFiles = 64;
+constexpr int64_t kBatchBytes = int64_t{256} << 20;
 
 // Names of two processes, also on two machines that share the folder, must differ.
 Result<uint64_t> RandomWord() {
@@ -117,12 +122,58 @@ Status AtomicFile::Commit(bool only_if_absent) {
       return ErrnoError("cannot create", path_, errno);
     }
     ::unlink(temporary_.c_str());
-  } else {
-    TESSERA_TRY(RenamePath(temporary_, path_));
+    temporary_.clear();
   }
+  TESSERA_TRY(Rename());
+  return SyncDirectory(std::filesystem::path(path_).parent_path());
+}
+
+Status AtomicFile::Rename() {
+  if (!temporary_.empty()) TESSERA_TRY(RenamePath(temporary_, path_));
   temporary_.clear();
   if (::close(std::exchange(fd_, -1)) != 0) return ErrnoError("cannot close", path_, errno);
-  return SyncDirectory(std::filesystem::path(path_).parent_path());
+  return {};
+}
+
+void AtomicFile::StartWriting() const {
+  // A file system that can't is as well off without.
+  (void)::sync_file_range(fd_, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+Status FileBatch::Add(AtomicFile file, int64_t bytes) {
+  file.StartWriting();
+  std::vector<AtomicFile> full;
+  {
+    const std::lock_guard lock(mutex_);
+    files_.push_back(std::move(file));
+    bytes_ += bytes;
+    if (files_.size() < kBatchFiles && bytes_ < kBatchBytes) return {};
+    full.swap(files_);
+    bytes_ = 0;
+  }
+  return CommitAll(std::move(full));
+}
+
+Status FileBatch::Commit() {
+  std::vector<AtomicFile> rest;
+  {
+    const std::lock_guard lock(mutex_);
+    rest.swap(files_);
+    bytes_ = 0;
+  }
+  return CommitAll(std::move(rest));
+}
+
+Status FileBatch::CommitAll(std::vector<AtomicFile> files) {
+  // The first sync commits the file system's journal for all; the others find little left to do.
+  for (AtomicFile& file : files) TESSERA_TRY(file.Sync());
+  std::set<std::filesystem::path> folders;
+  for (AtomicFile& file : files) {
+    folders.insert(std::filesystem::path(file.path()).parent_path());
+    TESSERA_TRY(file.Rename());
+  }
+  for (const std::filesystem::path& folder : folders) TESSERA_TRY(SyncDirectory(folder));
+  return {};
 }
 
 }  // namespace tessera

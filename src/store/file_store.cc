@@ -16,6 +16,7 @@
 #include "base/strings.h"
 #include "store/atomic_file.h"
 #include "store/counters.h"
+#include "store/parallel_read.h"
 
 namespace tessera {
 
@@ -220,7 +221,7 @@ class FileStore : public ObjectStore {
   }
 
   Result<ObjectInfo> Download(std::string_view key, const std::string& path,
-                              const TransferProgress& progress) override {
+                              const DownloadOptions& options) override {
     TESSERA_ASSIGN(const std::string source, PathOf(key));
     counters_.AddRequest();
     const File in(::open(source.c_str(), O_RDONLY | O_CLOEXEC));
@@ -230,8 +231,8 @@ class FileStore : public ObjectStore {
     }
     TESSERA_ASSIGN(AtomicFile out, AtomicFile::Create(path));
     TESSERA_TRY(out.Reserve(info.st_size));
-    TESSERA_TRY(Copy(in.fd(), source, info.st_size, out, progress));
-    TESSERA_TRY(out.Commit());
+    TESSERA_TRY(Copy(in.fd(), source, info.st_size, out, options.progress));
+    TESSERA_TRY(FinishDownload(std::move(out), info.st_size, options));
     return InfoOf(key, info);
   }
 

@@ -8,6 +8,7 @@
 
 #include "base/files.h"
 #include "base/test_folder.h"
+#include "store/atomic_file.h"
 
 namespace tessera {
 namespace {
@@ -208,6 +209,54 @@ TEST(FileStoreTest, DownloadsAndUploadsFiles) {
   EXPECT_EQ(store->Download("missing", (folder / "local/no").string()).error().code,
             ErrorCode::kNotFound);
   EXPECT_FALSE(PathExists(folder / "local/no"));
+}
+
+TEST(FileBatchTest, FilesAppearTogetherAndWhole) {
+  const TestFolder folder;
+  const auto names = [&] {
+    std::vector<std::string> found;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path())) {
+      if (entry.is_regular_file()) found.push_back(entry.path().filename().string());
+    }
+    return found;
+  };
+  const auto add = [&](FileBatch& batch, const std::string& name, int64_t counted) {
+    const std::filesystem::path path = folder.Write("sub/placeholder", "").parent_path() / name;
+    std::filesystem::remove(folder / "sub/placeholder");
+    auto file = AtomicFile::Create(path.string());
+    ASSERT_TRUE(file.ok());
+    ASSERT_TRUE(file->WriteAt(0, std::as_bytes(std::span(name))).ok());
+    ASSERT_TRUE(batch.Add(*std::move(file), counted).ok());
+  };
+  {
+    FileBatch dropped;
+    add(dropped, "never", 5);
+  }
+  EXPECT_TRUE(names().empty());
+  FileBatch batch;
+  for (int i = 0; i < 70; ++i) add(batch, "f" + std::to_string(i), 1);
+  // 64 came together and were committed; the others have only their temporary names.
+  int64_t named = 0;
+  for (const std::string& name : names()) named += name.starts_with("f");
+  EXPECT_EQ(named, 64);
+  ASSERT_TRUE(batch.Commit().ok());
+  EXPECT_EQ(names().size(), 70u);
+  for (int i = 0; i < 70; ++i) {
+    EXPECT_EQ(*ReadFile(folder / ("sub/f" + std::to_string(i))), "f" + std::to_string(i));
+  }
+  ASSERT_TRUE(batch.Commit().ok());
+  add(batch, "large", int64_t{1} << 30);  // So many bytes are not left waiting.
+  EXPECT_TRUE(PathExists(folder / "sub/large"));
+}
+
+TEST(OpenObjectStoreTest, ShowsUrlsWithoutCredentials) {
+  EXPECT_EQ(WithoutCredentials("s3://bucket/a"), "s3://bucket/a");
+  EXPECT_EQ(WithoutCredentials("/path/x"), "/path/x");
+  EXPECT_EQ(WithoutCredentials("http://host:80/a/b"), "http://host:80/a/b");
+  EXPECT_EQ(WithoutCredentials("https://user:p@ss@host/a@b?sig=x#y"), "https://host/a@b");
+  EXPECT_EQ(WithoutCredentials("x={remote: \"http://u:p@h/a?s=1\", b: https://v@i} http://j?q"),
+            "x={remote: \"http://h/a\", b: https://i} http://j");
+  EXPECT_EQ(WithoutCredentials("[http://u:a,b)c@h/d, http://v:w@i:80]"), "[http://h/d, http://i:80]");
 }
 
 TEST(OpenObjectStoreTest, KnowsPathsAndRefusesTheRest) {

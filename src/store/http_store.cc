@@ -138,15 +138,15 @@ class HttpStore : public ObjectStore {
   }
 
   Result<ObjectInfo> Download(std::string_view key, const std::string& path,
-                              const TransferProgress& progress) override {
+                              const DownloadOptions& options) override {
     for (int attempt = 1;; ++attempt) {
       TESSERA_ASSIGN(const ObjectInfo info, Head(key));
       TESSERA_ASSIGN(AtomicFile file, AtomicFile::Create(path));
       TESSERA_TRY(file.Reserve(info.bytes));
       const auto read =
-          ReadInPartsToFile(*this, workers_, info, options_.part_bytes, {}, file, progress);
+          ReadInPartsToFile(*this, workers_, info, options_.part_bytes, {}, file, options.progress);
       if (read.ok()) {
-        TESSERA_TRY(file.Commit());
+        TESSERA_TRY(FinishDownload(std::move(file), info.bytes, options));
         return info;
       }
       // Another version of the object: from the beginning.

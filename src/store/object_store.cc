@@ -54,6 +54,29 @@ bool IsRemoteUrl(std::string_view url) {
   return !scheme.empty() && scheme != "file";
 }
 
+std::string WithoutCredentials(std::string_view text) {
+  std::string out;
+  while (true) {
+    size_t host = std::string_view::npos;
+    for (const std::string_view scheme : {"http://", "https://"}) {
+      const size_t found = text.find(scheme);
+      if (found != text.npos) host = std::min(host, found + scheme.size());
+    }
+    if (host == text.npos) return out + std::string(text);
+    // A password may hold nearly anything; behind the first '/' an '@' belongs to the path.
+    const size_t authority_end = std::min(text.find_first_of("/?# \t\n\"'", host), text.size());
+    const std::string_view authority = text.substr(host, authority_end - host);
+    const size_t user = authority.rfind('@');
+    const size_t end =
+        std::min(text.find_first_of(" \t\n\"',)}]>", authority_end), text.size());
+    const std::string_view path = text.substr(authority_end, end - authority_end);
+    out += text.substr(0, host);
+    out += authority.substr(user == authority.npos ? 0 : user + 1);
+    out += path.substr(0, path.find_first_of("?#"));
+    text.remove_prefix(end);
+  }
+}
+
 Result<std::unique_ptr<ObjectStore>> OpenObjectStore(std::string_view url,
                                                      const StoreOptions& options) {
   const std::string_view scheme = SchemeOf(url);

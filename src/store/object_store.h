@@ -111,7 +111,18 @@ struct StoreCounters {
 // Bytes moved since the last call; called from several threads.
 using TransferProgress = std::function<void(int64_t bytes)>;
 
+class FileBatch;
 class ObjectWriter;
+
+struct DownloadOptions {
+  TransferProgress progress = {};
+  // The object's size where it is known, from a listing: a small one then takes a single request.
+  int64_t expected_bytes = -1;
+  // The file gets its name when the batch is committed; null: at once.
+  FileBatch* batch = nullptr;
+  // Memory that a thread uses again for its next download; null: the download's own.
+  std::vector<std::byte>* scratch = nullptr;
+};
 
 // All functions may be called from many threads; each blocks until it is done or has failed for
 // good (retries happen inside, `Error::retryable` says whether a later try may succeed). Keys are
@@ -147,9 +158,9 @@ class ObjectStore {
   // A file from an object, in parallel ranges of one and the same version, verified, then renamed to
   // `path`; its folder must exist. Safe against other writers of the same path.
   virtual Result<ObjectInfo> Download(std::string_view key, const std::string& path,
-                                      const TransferProgress& progress) = 0;
+                                      const DownloadOptions& options) = 0;
   Result<ObjectInfo> Download(std::string_view key, const std::string& path) {
-    return Download(key, path, {});
+    return Download(key, path, DownloadOptions{});
   }
   // An object from a file, in parallel parts.
   virtual Result<ObjectInfo> Upload(const std::string& path, std::string_view key,
@@ -197,6 +208,10 @@ Result<ObjectLocation> OpenObjectLocation(std::string_view url, const StoreOptio
 
 // True for "s3://", "http://", "https://": what is not a path of this machine.
 bool IsRemoteUrl(std::string_view url);
+
+// A text with every http(s) URL in it as it may be shown and written to files: without user, password,
+// query and fragment. A URL ends at a blank, a quotation mark, a comma or a closing bracket.
+std::string WithoutCredentials(std::string_view text);
 
 // Calls `visit` for every object with the prefix, page by page, until it returns an error.
 Status ForEachObject(ObjectStore& store, std::string_view prefix,

@@ -137,4 +137,8 @@ Result<ReadDigest> ReadInPartsToFile(ObjectStore& store, WorkerPool& workers,
   return digest;
 }
 
+Status FinishDownload(AtomicFile file, int64_t bytes, const DownloadOptions& options) {
+  return options.batch != nullptr ? options.batch->Add(std::move(file), bytes) : file.Commit();
+}
+
 }  // namespace tessera

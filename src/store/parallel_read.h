@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 
+#include "store/atomic_file.h"
 #include "store/object_store.h"
 #include "store/worker_pool.h"
 
@@ -30,7 +31,9 @@ Result<ReadDigest> ReadInParts(ObjectStore& store, WorkerPool& workers, const Ob
                                int64_t part_bytes, const ReadCheck& check,
                                std::span<std::byte> out);
 
-class AtomicFile;
+// Commits a downloaded file, or leaves that to the batch.
+Status FinishDownload(AtomicFile file, int64_t bytes, const DownloadOptions& options);
+
 // The same into a file.
 Result<ReadDigest> ReadInPartsToFile(ObjectStore& store, WorkerPool& workers,
                                      const ObjectInfo& object, int64_t part_bytes,

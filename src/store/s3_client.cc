@@ -53,6 +53,27 @@ int64_t ServerTime(const S3Answer& answer) {
   return date >= 0 ? date : ParseIsoTime(answer.error.server_time);
 }
 
+// Servers must not, but some put what they were sent into their message.
+bool RepeatsCredentials(const HttpRequest& request, std::string_view message) {
+  const auto repeats = [message](std::string_view secret) {
+    return !secret.empty() && message.find(secret) != message.npos;
+  };
+  for (const auto& [name, value] : request.headers) {
+    if (name == "x-amz-security-token" && repeats(value)) return true;
+    if (name != "authorization") continue;
+    constexpr std::string_view kCredential = "Credential=";
+    const std::string_view rest = std::string_view(value).substr(
+        std::min(value.find(kCredential), value.size() - kCredential.size()) + kCredential.size());
+    if (repeats(rest.substr(0, rest.find('/'))) || repeats("Signature=")) return true;
+  }
+  return false;
+}
+
+std::string ClockDifference(int64_t local, int64_t server) {
+  return fmt::format("{} {}", FormatDuration(static_cast<double>(std::abs(server - local))),
+                     server > local ? "ahead" : "behind");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<S3Client>> S3Client::Open(const std::string& bucket,
@@ -198,9 +219,9 @@ S3Client::Next S3Client::Judge(const S3Answer& answer, bool* corrected) {
       if (std::abs(offset - clock_offset_s_.load()) > kSkew_s) {
         clock_offset_s_.store(offset);
         LogWarning(
-            "this machine's clock says {} but {} says {}: requests are signed with the server's "
+            "this machine's clock says {} but {} says {}, {}: requests are signed with the server's "
             "time; set the clock (for instance with chrony or systemd-timesyncd)",
-            UtcTimestamp(local), Endpoint(), UtcTimestamp(server));
+            UtcTimestamp(local), Endpoint(), UtcTimestamp(server), ClockDifference(local, server));
         return Next::kRetryNow;
       }
     }
@@ -224,6 +245,7 @@ S3Answer S3Client::Send(S3Request& request) {
     answer.response = http_->Send(*http);
     answer.attempts = loop.attempt();
     answer.error = answer.ok() ? S3ErrorBody{} : ParseS3Error(answer.response.body);
+    if (RepeatsCredentials(*http, answer.error.message)) answer.error.message = "(a message that is not shown)";
     if (answer.ok()) {
       counters_.AddRead(answer.response.sunk + static_cast<int64_t>(answer.response.body.size()));
       counters_.AddWritten(static_cast<int64_t>(request.body.size()));
@@ -252,7 +274,9 @@ std::string S3Client::ExplainClock(const S3Answer& answer) const {
   const int64_t server = ServerTime(answer);
   return fmt::format("this machine's clock says {}, the server's {}: set the clock (for instance with "
                      "chrony or systemd-timesyncd)",
-                     UtcTimestamp(local), server >= 0 ? UtcTimestamp(server) : "another time");
+                     UtcTimestamp(local),
+                     server >= 0 ? fmt::format("{}, {}", UtcTimestamp(server), ClockDifference(local, server))
+                                 : "another time");
 }
 
 Error S3Client::Explain(const S3Request& request, const S3Answer& answer) const {

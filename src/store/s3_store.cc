@@ -247,7 +247,13 @@ Result<std::string> S3Store::GetLarge(const ObjectInfo& info, const ReadCheck& c
 }
 
 Result<ObjectInfo> S3Store::Download(std::string_view key, const std::string& path,
-                                     const TransferProgress& progress) {
+                                     const DownloadOptions& options) {
+  if (options.expected_bytes > 0 && options.expected_bytes <= options_.part_bytes) {
+    Result<ObjectInfo> whole = DownloadWhole(key, path, options);
+    const bool changed =
+        !whole.ok() && whole.error().code == ErrorCode::kCorrupt && whole.error().retryable;
+    if (!changed) return whole;
+  }
   ReadDigest former;
   for (int attempt = 1;; ++attempt) {
     S3Request request;
@@ -265,7 +271,7 @@ Result<ObjectInfo> S3Store::Download(std::string_view key, const std::string& pa
     TESSERA_ASSIGN(AtomicFile file, AtomicFile::Create(path));
     TESSERA_TRY(file.Reserve(info.bytes));
     const Result<ReadDigest> digest = ReadInPartsToFile(*this, workers_, info, options_.part_bytes,
-                                                        check, file, progress);
+                                                        check, file, options.progress);
     if (!digest.ok()) {
       // Another version of the object: from the beginning.
       if (digest.error().code == ErrorCode::kCorrupt && digest.error().retryable &&
@@ -276,11 +282,58 @@ Result<ObjectInfo> S3Store::Download(std::string_view key, const std::string& pa
     }
     const Status verified = Verify(key, check, *digest, former);
     if (verified.ok()) {
-      TESSERA_TRY(file.Commit());
+      TESSERA_TRY(FinishDownload(std::move(file), info.bytes, options));
       return info;
     }
     if (attempt == kReadAttempts) return verified.error();
     former = *digest;
+  }
+}
+
+Result<ObjectInfo> S3Store::DownloadWhole(std::string_view key, const std::string& path,
+                                          const DownloadOptions& options) {
+  std::vector<std::byte> own;
+  std::vector<std::byte>& buffer = options.scratch != nullptr ? *options.scratch : own;
+  if (static_cast<int64_t>(buffer.size()) < options.expected_bytes) {
+    buffer.resize(static_cast<size_t>(options.expected_bytes));
+  }
+  const auto content = std::span(buffer).first(static_cast<size_t>(options.expected_bytes));
+  ReadDigest former;
+  for (int attempt = 1;; ++attempt) {
+    S3Request request;
+    TESSERA_ASSIGN(request.key, FullKey(key));
+    request.headers = {{"x-amz-checksum-mode", "ENABLED"}};
+    request.use_sink = true;
+    request.sink = content;
+    const S3Answer answer = client_->Send(request);
+    const HttpResponse& response = answer.response;
+    if ((response.failure == HttpFailure::kTooLarge && response.status == 200) ||
+        (answer.ok() && response.sunk != options.expected_bytes)) {
+      return Error{ErrorCode::kCorrupt, fmt::format("{} has another size by now", client_->UrlOf(request.key)),
+                   true};
+    }
+    if (!answer.ok()) return client_->Explain(request, answer);
+    const ReadCheck check = CheckOf(response);
+    ReadDigest digest;
+    if (check.crc32c >= 0) {
+      digest.crc32c = Crc32c(0, content);
+    } else if (!check.md5_hex.empty()) {
+      Md5Stream md5;
+      md5.Update(content);
+      digest.md5_hex = md5.FinishHex();
+    }
+    const Status verified = Verify(key, check, digest, former);
+    if (verified.ok()) {
+      ObjectInfo info = InfoOf(key, response);
+      info.bytes = options.expected_bytes;
+      TESSERA_ASSIGN(AtomicFile file, AtomicFile::Create(path));
+      TESSERA_TRY(file.WriteAt(0, content));
+      if (options.progress) options.progress(info.bytes);
+      TESSERA_TRY(FinishDownload(std::move(file), info.bytes, options));
+      return info;
+    }
+    if (attempt == kReadAttempts) return verified.error();
+    former = digest;
   }
 }
 

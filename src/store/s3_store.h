@@ -32,7 +32,7 @@ class S3Store : public ObjectStore {
   Result<ListPage> List(const ListOptions& options) override;
   Status Remove(std::string_view key) override;
   Result<ObjectInfo> Download(std::string_view key, const std::string& path,
-                              const TransferProgress& progress) override;
+                              const DownloadOptions& options) override;
   Result<ObjectInfo> Upload(const std::string& path, std::string_view key,
                             const PutOptions& options, const TransferProgress& progress) override;
   Result<std::unique_ptr<ObjectWriter>> StartWrite(std::string_view key,
@@ -49,6 +49,9 @@ class S3Store : public ObjectStore {
   Result<std::string> FullKey(std::string_view key) const;
   Result<ObjectInfo> PutWhole(std::string_view key, std::string_view data,
                               const PutOptions& options);
+  // Download of an object of the expected size by one request; retryable kCorrupt where it has another.
+  Result<ObjectInfo> DownloadWhole(std::string_view key, const std::string& path,
+                                   const DownloadOptions& options);
   // Get of an object that is larger than one part, in parallel.
   Result<std::string> GetLarge(const ObjectInfo& info, const ReadCheck& check);
   ObjectInfo InfoOf(std::string_view key, const HttpResponse& response) const;

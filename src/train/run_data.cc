@@ -14,6 +14,7 @@
 #include "data/build.h"
 #include "data/shard_cache.h"
 #include "data/source.h"
+#include "store/worker_pool.h"
 #include "tokenizer/bpe_trainer.h"
 
 namespace tessera {
@@ -292,16 +293,35 @@ Result<RunData> FromStreams(const RunConfig& config, const PrepareOptions& optio
   options.say(fmt::format("streams: {} with {} stored samples", config.data.streams.size(),
                           FormatCount(static_cast<double>(samples))));
   for (const StreamOptions& stream : config.data.eval_streams) {
-    TESSERA_ASSIGN(const std::unique_ptr<ShardCache> cache, ShardCache::Open(stream));
-    for (size_t shard = 0; shard < cache->index().shards.size(); ++shard) {
-      TESSERA_TRY(cache->Fetch(static_cast<int64_t>(shard)));
-    }
-    data.validation_folder = cache->folder();
+    TESSERA_ASSIGN(data.validation_cache, FetchStream(stream, options));
+    data.validation_folder = data.validation_cache->folder();
   }
   return data;
 }
 
 }  // namespace
+
+Result<std::unique_ptr<ShardCache>> FetchStream(const StreamOptions& stream,
+                                                const PrepareOptions& options) {
+  constexpr int kAtOnce = 8;
+  TESSERA_ASSIGN(std::unique_ptr<ShardCache> cache, ShardCache::Open(stream));
+  const int64_t shards = static_cast<int64_t>(cache->index().shards.size());
+  std::unique_ptr<ProgressMeter> meter;
+  if (options.show_progress && cache->remote() && shards > kAtOnce) {
+    meter = std::make_unique<ProgressMeter>(fmt::format("fetching '{}'", stream.name),
+                                            ProgressOptions{.total = shards, .noun = "shards"});
+  }
+  WorkerPool workers(kAtOnce);
+  TESSERA_TRY(workers.ForEach(shards, [&](int64_t shard) {
+    if (StopRequested()) {
+      return Status(Error{.code = ErrorCode::kCancelled, .message = "stopped while fetching a stream"});
+    }
+    const Status fetched = cache->Fetch(shard);
+    if (fetched.ok() && meter) meter->Add(1);
+    return fetched;
+  }));
+  return cache;
+}
 
 Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& options) {
   if (!config.data.streams.empty()) return FromStreams(config, options);

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "base/error.h"
 #include "data/dataset.h"
+#include "data/shard_cache.h"
 #include "tokenizer/tokenizer.h"
 #include "train/run_config.h"
 
@@ -21,6 +23,7 @@ struct RunData {
   bool foreign = false;  // an MDS folder that Tessera did not write; `dataset` knows only its place
   std::filesystem::path train_folder;
   std::filesystem::path validation_folder;  // empty: no validation split
+  std::shared_ptr<ShardCache> validation_cache;  // holds a stream's shards while they are used
   int64_t vocab_size = 0;                   // of the tokenizer or the dataset; 0: unknown
 
   bool has_validation() const { return !validation_folder.empty(); }
@@ -36,6 +39,9 @@ struct PrepareOptions {
 // and the settings; they are kept in data.build_folder (the dataset) and beside it with
 // ".tokenizer" behind the name, and made again when what they were made from has changed.
 Result<RunData> PrepareRunData(const RunConfig& config, const PrepareOptions& options);
+
+// Brings a whole stream into its local folder; the shards stay while the result lives.
+Result<std::unique_ptr<ShardCache>> FetchStream(const StreamOptions& stream, const PrepareOptions& options);
 
 // Compares the dataset's files with their index before training: sizes always, checksums as
 // data.verify says. Damage that nobody sees would train a model on noise.

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "base/strings.h"
+#include "store/object_store.h"
 #include "train/run_schema.h"
 
 namespace tessera {
@@ -155,7 +156,7 @@ RunKey StreamsKey(std::string path, Field field, std::string doc) {
     if (field(config).empty()) return nullptr;
     OrderedJson map = OrderedJson::object();
     for (const StreamOptions& stream : field(config)) {
-      OrderedJson entry = {{"remote", stream.remote}, {"local", stream.local}, {"split", stream.split}};
+      OrderedJson entry = {{"remote", WithoutCredentials(stream.remote)}, {"local", stream.local}, {"split", stream.split}};
       if (stream.weight.proportion) entry["proportion"] = *stream.weight.proportion;
       if (stream.weight.repeat) entry["repeat"] = *stream.weight.repeat;
       if (stream.weight.choose) entry["choose"] = *stream.weight.choose;

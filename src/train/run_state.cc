@@ -27,6 +27,7 @@ Json RunStateToJson(const RunState& state) {
           {"updates", state.updates},
           {"skipped_steps", state.skipped_steps},
           {"nonfinite_in_row", state.nonfinite_in_row},
+          {"replaced_samples", state.replaced_samples},
           {"loader", LoaderStateToJson(state.loader)},
           {"sequence_length", state.sequence_length},
           {"batch_size", state.batch_size},
@@ -57,6 +58,10 @@ Result<RunState> RunStateFromJson(const Json& json, std::string_view source) {
   TESSERA_ASSIGN(state.updates, JsonInt(json, "updates", source));
   TESSERA_ASSIGN(state.skipped_steps, JsonInt(json, "skipped_steps", source));
   TESSERA_ASSIGN(state.nonfinite_in_row, JsonInt(json, "nonfinite_in_row", source));
+  // Not in checkpoints of before it was counted.
+  if (json.contains("replaced_samples")) {
+    TESSERA_ASSIGN(state.replaced_samples, JsonInt(json, "replaced_samples", source));
+  }
   TESSERA_ASSIGN(state.loader, LoaderStateFromJson(json.value("loader", Json()), source));
   TESSERA_ASSIGN(state.sequence_length, JsonInt(json, "sequence_length", source));
   TESSERA_ASSIGN(state.batch_size, JsonInt(json, "batch_size", source));

@@ -20,6 +20,7 @@ struct RunState {
   int64_t updates = 0;        // steps whose update was applied
   int64_t skipped_steps = 0;  // steps with a loss or gradient that was not finite
   int64_t nonfinite_in_row = 0;
+  int64_t replaced_samples = 0;  // trained on in the place of bad ones
   LoaderState loader;
   int64_t sequence_length = 0;  // the loader's position counts samples of this length
   int64_t batch_size = 0;

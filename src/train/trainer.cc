@@ -158,6 +158,8 @@ Status Trainer::Step(const Schedule& schedule) {
   const Stopwatch watch;
   const Progress before = state_.progress;
   Result<const TokenBatch*> next = loader_->Next();
+  const double data_wait = watch.Seconds();
+  data_wait_seconds_ += data_wait;
   if (!next.ok()) return next.error().WithContext(fmt::format("step {}", before.step + 1));
   const TokenBatch& batch = **next;
   StepBatch step;
@@ -193,7 +195,9 @@ Status Trainer::Step(const Schedule& schedule) {
   }
   const double seconds = watch.Seconds();
   after.seconds = before.seconds + seconds;
+  step_seconds_ += seconds;
   state_.progress = after;
+  state_.replaced_samples += batch.replaced_rows;
   state_.loader = position;
   state_.last_loss = result.loss;
 
@@ -212,7 +216,7 @@ Status Trainer::Step(const Schedule& schedule) {
     recent_losses_.push_back(result.loss);
     if (recent_losses_.size() > kRecentLosses) recent_losses_.pop_front();
   }
-  WriteStepMetrics(result, update, seconds);
+  WriteStepMetrics(result, update, seconds, data_wait);
   ShowStep(result, update, before);
   return result.finite ? Status() : HandleNonFinite(result);
 }
@@ -335,7 +339,7 @@ void Trainer::WriteMetrics(const OrderedJson& line) {
 }
 
 void Trainer::WriteStepMetrics(const StepResult& result, const UpdateOptions& update,
-                               double seconds) {
+                               double seconds, double data_wait) {
   if (!metrics_) return;
   OrderedJson line = {
       {"step", state_.progress.step},
@@ -350,8 +354,10 @@ void Trainer::WriteStepMetrics(const StepResult& result, const UpdateOptions& up
       {"sequence_length", state_.sequence_length},
       {"tokens_per_s", static_cast<double>(state_.batch_size * state_.sequence_length) / seconds},
       {"seconds", seconds},
+      {"data_wait_seconds", data_wait},
       {"train_seconds", state_.progress.seconds}};
   if (config_.optimizer.rule == UpdateRule::kMuon) line["muon_lr"] = update.muon_lr;
+  if (state_.replaced_samples > 0) line["replaced_samples"] = state_.replaced_samples;
   if (!result.finite) line["skipped"] = true;
   WriteMetrics(line);
 }

@@ -102,6 +102,7 @@ Json Trainer::Summary() const {
                   {"tokens", progress.tokens},
                   {"epochs", progress.epochs},
                   {"train_seconds", progress.seconds},
+                  {"data_wait_seconds", data_wait_seconds_},
                   {"wall_seconds", wall_.Seconds()},
                   {"tokens_per_s", rate},
                   {"flops_per_token", flops},
@@ -131,7 +132,26 @@ Json Trainer::Summary() const {
   }
   summary["samples"] = std::move(samples);
   if (!profile_json_.is_null()) summary["profile"] = profile_json_;
+  if (!config_.data.streams.empty()) summary["streams"] = StreamSummary();
   return summary;
+}
+
+// What this process brought and what it had to do without.
+Json Trainer::StreamSummary() const {
+  const Loader::Report report = loader_->report();
+  Json streams = {{"replaced_samples", state_.replaced_samples},
+                  {"bad_shards", report.quarantined},
+                  {"cache_bytes", report.cache_bytes},
+                  {"most_cache_bytes", report.most_cache_bytes},
+                  {"streams", Json::array()}};
+  for (const Loader::StreamReport& stream : report.streams) {
+    streams["streams"].push_back({{"name", stream.name},
+                                  {"rows", stream.rows},
+                                  {"rows_an_epoch", stream.rows_an_epoch},
+                                  {"downloads", stream.downloads},
+                                  {"downloaded_bytes", stream.downloaded_bytes}});
+  }
+  return streams;
 }
 
 std::string Trainer::SummaryText(const Json& summary) const {
@@ -162,6 +182,17 @@ std::string Trainer::SummaryText(const Json& summary) const {
     if (gzip_bits_) value += fmt::format("   gzip -9: {:.4f}", *gzip_bits_);
     if (xz_bits_) value += fmt::format("   xz -9e: {:.4f}", *xz_bits_);
     row("bits per byte", value);
+  }
+  if (!config_.data.streams.empty()) {
+    const Loader::Report report = loader_->report();
+    int64_t bytes = 0;
+    for (const Loader::StreamReport& stream : report.streams) bytes += stream.downloaded_bytes;
+    row("streams", fmt::format("{} fetched, {:.1f}% of the time waited for data", FormatBytes(bytes),
+                               100 * data_wait_seconds_ / std::max(step_seconds_, 1e-9)));
+    if (state_.replaced_samples > 0 || !report.quarantined.empty()) {
+      row("bad data", fmt::format("{} samples replaced by others, {} shards given up", state_.replaced_samples,
+                                  report.quarantined.size()));
+    }
   }
   row("memory", fmt::format("{} at most, {} planned", FormatBytes(peak_rss_bytes_),
                             FormatBytes(planned_bytes_)));

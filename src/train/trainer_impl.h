@@ -65,7 +65,8 @@ class Trainer {
   // Saves; a failure is told and training goes on, since the earlier checkpoints are whole.
   void TrySave();
   void ShowStep(const StepResult& result, const UpdateOptions& update, const Progress& before);
-  void WriteStepMetrics(const StepResult& result, const UpdateOptions& update, double seconds);
+  void WriteStepMetrics(const StepResult& result, const UpdateOptions& update, double seconds,
+                        double data_wait);
   void WriteMetrics(const OrderedJson& line);
   double WindowRate() const;  // tokens a second over the speed window
   double SecondsLeft() const;
@@ -73,6 +74,7 @@ class Trainer {
   // trainer_finish.cc
   Status Finish();
   Json Summary() const;
+  Json StreamSummary() const;
   std::string SummaryText(const Json& summary) const;
   void CompareCompressors();
   void WriteSamples();
@@ -117,6 +119,8 @@ class Trainer {
   std::deque<std::pair<double, int64_t>> window_;  // seconds and tokens of recent steps
   double window_seconds_ = 0;
   int64_t window_tokens_ = 0;
+  double step_seconds_ = 0;       // of this process
+  double data_wait_seconds_ = 0;  // of these, waiting for batches
   std::deque<SeenStep> seen_;
   std::deque<double> recent_losses_;
   bool stopped_ = false;

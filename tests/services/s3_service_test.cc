@@ -1,6 +1,5 @@
 // The S3 store against a real server, Ceph's RADOS Gateway, directly and through the fault proxy.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <thread>
@@ -9,9 +8,9 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "base/strings.h"
-#include "base/test_folder.h"
 #include "base/time.h"
 #include "fault_proxy.h"
+#include "s3_server.h"
 #include "store/digests.h"
 #include "store/s3_client.h"
 #include "store/s3_store.h"
@@ -24,8 +23,7 @@ using services::FaultKind;
 using services::FaultOptions;
 using services::FaultProxy;
 using services::ProxyRequest;
-
-constexpr char kScript[] = TESSERA_SOURCE_DIR "/tests/services/s3-server.sh";
+using services::S3Server;
 
 std::string Bytes(size_t count, uint64_t seed) {
   std::string bytes(count, '\0');
@@ -37,41 +35,13 @@ std::string Bytes(size_t count, uint64_t seed) {
   return bytes;
 }
 
+[[maybe_unused]] const auto* const server =
+    ::testing::AddGlobalTestEnvironment(new S3Server(TESSERA_SOURCE_DIR "/tests/services/s3-server.sh"));
+
 class S3ServiceTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    folder_ = new TestFolder;
-    port_ = 12000 + 2 * (::getpid() % 10000);  // Below the ports that the system hands out.
-    ::setenv("S3_SERVER_DIR", (*folder_ / "s3").c_str(), 1);
-    const std::string command =
-        std::string(kScript) + " start " + std::to_string(port_) + " >" + (*folder_ / "env").string();
-    started_ = WEXITSTATUS(std::system(command.c_str()));
-    for (const char* name : {"S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"}) ::unsetenv(name);
-    ::setenv("AWS_ACCESS_KEY_ID", "testaccess", 1);
-    ::setenv("AWS_SECRET_ACCESS_KEY", "testsecretkey", 1);
-    ::setenv("no_proxy", "127.0.0.1", 1);
-    ::setenv("AWS_ENDPOINT_URL", Endpoint().c_str(), 1);
-    if (started_ == 0) MakeBucket("bucket");
-  }
-  static void TearDownTestSuite() {
-    const std::string command = std::string(kScript) + " stop";
-    (void)std::system(command.c_str());
-    delete folder_;
-  }
   void SetUp() override {
-    if (started_ == 77) GTEST_SKIP() << "Ceph is not installed: tests/services/s3-server.sh install";
-    if (started_ != 0) GTEST_SKIP() << "Ceph did not start here: its log is above";
-  }
-
-  static std::string Endpoint() { return "http://127.0.0.1:" + std::to_string(port_); }
-
-  static void MakeBucket(const std::string& name) {
-    const auto client = S3Client::Open(name, {}, ProcessEnvironment());
-    ASSERT_TRUE(client.ok());
-    S3Request request;
-    request.method = "PUT";
-    const S3Answer answer = (*client)->Send(request);
-    ASSERT_TRUE(answer.ok()) << answer.response.status << " " << answer.error.message;
+    if (const std::string why = S3Server::Missing(); !why.empty()) GTEST_SKIP() << why;
   }
 
   static std::unique_ptr<ObjectStore> Open(const std::string& url, StoreOptions options = {}) {
@@ -81,13 +51,9 @@ class S3ServiceTest : public ::testing::Test {
   }
 
   static std::unique_ptr<FaultProxy> Proxy(FaultOptions options) {
-    options.upstream_port = port_;
+    options.upstream_port = S3Server::port();
     return *FaultProxy::Start(std::move(options));
   }
-
-  static inline TestFolder* folder_ = nullptr;
-  static inline int port_ = 0;
-  static inline int started_ = 1;
 };
 
 TEST_F(S3ServiceTest, PutsReadsListsAndRemoves) {
@@ -207,7 +173,7 @@ TEST_F(S3ServiceTest, StreamedWritesAppearAtTheEnd) {
 }
 
 TEST_F(S3ServiceTest, FindsAndAbandonsWhatAKilledWriterLeft) {
-  MakeBucket("killed");
+  S3Server::MakeBucket("killed");
   StoreOptions options;
   const auto client = S3Client::Open("killed", options, ProcessEnvironment());
   S3Request request;
@@ -228,7 +194,7 @@ TEST_F(S3ServiceTest, AnUploadSurvivesAKilledConnectionAtEveryPart) {
   // 64 MiB; TESSERA_TEST_UPLOAD_MB=1024 for the whole gigabyte.
   const char* wanted = std::getenv("TESSERA_TEST_UPLOAD_MB");
   const size_t bytes = static_cast<size_t>(wanted != nullptr ? std::atoi(wanted) : 64) << 20;
-  const std::filesystem::path file = folder_->Write("upload", Bytes(bytes, 9));
+  const std::filesystem::path file = S3Server::folder().Write("upload", Bytes(bytes, 9));
   FaultOptions fault;
   std::atomic<int> killed{0};
   fault.script = [&](const ProxyRequest& request) {
@@ -259,7 +225,7 @@ TEST_F(S3ServiceTest, AnUploadSurvivesAKilledConnectionAtEveryPart) {
   ASSERT_TRUE(up.ok()) << up.error().ToString();
   EXPECT_EQ(up->bytes, static_cast<int64_t>(bytes));
   EXPECT_EQ(killed, static_cast<int>(2 * ((bytes + (8 << 20) - 1) / (8 << 20)) + 1));
-  const std::string back = (*folder_ / "back").string();
+  const std::string back = (S3Server::folder() / "back").string();
   const auto down = Open("s3://bucket/survive")->Download("object", back);
   ASSERT_TRUE(down.ok()) << down.error().ToString();
   const auto a = MappedFile::Open(file);
@@ -291,7 +257,7 @@ TEST_F(S3ServiceTest, AStoreThatFailsOftenGivesTheSameBytes) {
     const auto written = store->Put(key, content, put);
     ASSERT_TRUE(written.ok()) << written.error().ToString();
     EXPECT_EQ(*store->Get(key), content);
-    const std::string path = (*folder_ / "often").string();
+    const std::string path = (S3Server::folder() / "often").string();
     const auto down = store->Download(key, path);
     ASSERT_TRUE(down.ok()) << down.error().ToString();
     EXPECT_EQ(*ReadFile(path), content);
@@ -316,7 +282,7 @@ TEST_F(S3ServiceTest, DamageOnTheWayIsSeenAndReadAgain) {
   options.endpoint = proxy->url();
   options.part_bytes = 1 << 20;
   const auto store = Open("s3://bucket/damage", options);
-  const std::string path = (*folder_ / "damaged").string();
+  const std::string path = (S3Server::folder() / "damaged").string();
   const auto down = store->Download("object", path);
   ASSERT_TRUE(down.ok()) << down.error().ToString();
   EXPECT_EQ(*ReadFile(path), content);
@@ -367,13 +333,13 @@ TEST_F(S3ServiceTest, WrongKeysBucketsAndEndpointsAreExplained) {
   EXPECT_NE(Open("s3://bucket")->List({}).error().message.find("does not know the access key"), std::string::npos);
   ::setenv("AWS_ACCESS_KEY_ID", "testaccess", 1);
   StoreOptions tls;
-  tls.endpoint = "https://127.0.0.1:" + std::to_string(port_);
+  tls.endpoint = "https://127.0.0.1:" + std::to_string(S3Server::port());
   EXPECT_NE(Open("s3://bucket", tls)->List({}).error().message.find("the TLS connection"), std::string::npos);
 }
 
 TEST_F(S3ServiceTest, TheCommandCopiesBothWays) {
   const auto run = [&](const std::string& arguments) {
-    const std::string out = (*folder_ / "command.out").string();
+    const std::string out = (S3Server::folder() / "command.out").string();
     const std::string command = std::string(TESSERA_BINARY) + " store " + arguments + " >" + out + " 2>" + out + ".err";
     const int code = WEXITSTATUS(std::system(command.c_str()));
     const std::string text = *ReadFile(out);
@@ -381,8 +347,8 @@ TEST_F(S3ServiceTest, TheCommandCopiesBothWays) {
     EXPECT_EQ((text + errors).find("testsecretkey"), std::string::npos);
     return std::pair(code, text + (code != 0 ? errors : ""));
   };
-  for (int i = 0; i < 5; ++i) folder_->Write("tree/sub/" + std::to_string(i), Bytes(1000, static_cast<uint64_t>(i)));
-  const std::string tree = (*folder_ / "tree").string();
+  for (int i = 0; i < 5; ++i) S3Server::folder().Write("tree/sub/" + std::to_string(i), Bytes(1000, static_cast<uint64_t>(i)));
+  const std::string tree = (S3Server::folder() / "tree").string();
   const auto up = run("cp -r --json " + tree + " s3://bucket/command/");
   ASSERT_EQ(up.first, 0) << up.second;
   EXPECT_EQ(Json::parse(up.second)["objects"], 5);
@@ -390,9 +356,9 @@ TEST_F(S3ServiceTest, TheCommandCopiesBothWays) {
   ASSERT_EQ(list.first, 0);
   EXPECT_EQ(Json::parse(list.second)["objects"].size(), 5u);
   EXPECT_EQ(Json::parse(list.second)["objects"][0]["key"], "command/sub/0");
-  const auto down = run("cp -r s3://bucket/command/ " + (*folder_ / "down").string());
+  const auto down = run("cp -r s3://bucket/command/ " + (S3Server::folder() / "down").string());
   ASSERT_EQ(down.first, 0) << down.second;
-  EXPECT_EQ(*ReadFile(*folder_ / "down/sub/3"), Bytes(1000, 3));
+  EXPECT_EQ(*ReadFile(S3Server::folder() / "down/sub/3"), Bytes(1000, 3));
   EXPECT_EQ(run("cat s3://bucket/command/sub/3").second, Bytes(1000, 3));
   const auto relay = run("cp s3://bucket/command/sub/3 s3://bucket/relayed/");
   ASSERT_EQ(relay.first, 0) << relay.second;

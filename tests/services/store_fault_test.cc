@@ -97,10 +97,10 @@ TEST(HttpStoreTest, ReadsRangesAndWholes) {
   EXPECT_EQ(part, content.substr(5000, 1000));
   int64_t moved = 0;
   std::mutex mutex;
-  ASSERT_TRUE(store->Download("a b.bin", (folder / "out").string(), [&](int64_t bytes) {
+  ASSERT_TRUE(store->Download("a b.bin", (folder / "out").string(), {.progress = [&](int64_t bytes) {
     const std::lock_guard lock(mutex);
     moved += bytes;
-  }).ok());
+  }}).ok());
   EXPECT_EQ(*ReadFile(folder / "out"), content);
   EXPECT_EQ(moved, 3'000'000);
   EXPECT_EQ(store->Get("a b.bin", 2'999'999).error().code, ErrorCode::kInvalidArgument);
@@ -285,6 +285,11 @@ TEST(S3FaultTest, SignsWithTheServersTimeAndSaysSo) {
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
   EXPECT_NE(refused.error().message.find(UtcTimestamp(server_time)), std::string::npos);
   EXPECT_NE(refused.error().message.find("set the clock"), std::string::npos);
+  // How far apart the clocks are; the request itself may take a second.
+  EXPECT_TRUE(refused.error().message.find("3h") != std::string::npos ||
+              refused.error().message.find("2h") != std::string::npos)
+      << refused.error().message;
+  EXPECT_NE(refused.error().message.find(" ahead"), std::string::npos) << refused.error().message;
 }
 
 TEST(S3FaultTest, ABrokenRangeGoesOnWhereItStopped) {
@@ -347,6 +352,44 @@ TEST(S3FaultTest, ComparesTheServersCrc32c) {
   ASSERT_FALSE(bad.ok());
   EXPECT_NE(bad.error().message.find("CRC32C is e3069283, expected e3069282"), std::string::npos)
       << bad.error().message;
+}
+
+TEST(S3FaultTest, ASmallObjectOfKnownSizeTakesOneRequest) {
+  const TestFolder folder;
+  const std::string content = Bytes(50'000);
+  std::vector<std::string> requests;
+  std::mutex mutex;
+  std::string served = content;
+  bool damage_first = false;
+  FakeS3 s3([&](const ProxyRequest& request) {
+    const std::lock_guard lock(mutex);
+    requests.push_back(request.method);
+    std::string body = served;
+    if (damage_first && requests.size() == 1) body[7] ^= 1;
+    if (request.method == "GET" && !request.Header("range").empty()) {
+      return Answer(206, body, EtagHead(served) + "Content-Range: bytes 0-" + std::to_string(body.size() - 1) + "/" +
+                                   std::to_string(body.size()) + "\r\n");
+    }
+    return Answer(200, body, EtagHead(served));
+  });
+  const std::string path = (folder / "out").string();
+  std::vector<std::byte> scratch;
+  const DownloadOptions known{.expected_bytes = 50'000, .scratch = &scratch};
+  ASSERT_TRUE(s3.store->Download("key", path, known).ok());
+  EXPECT_EQ(*ReadFile(path), content);
+  EXPECT_EQ(requests, std::vector<std::string>{"GET"});
+  requests.clear();
+  damage_first = true;
+  ASSERT_TRUE(s3.store->Download("key", path, known).ok());
+  EXPECT_EQ(*ReadFile(path), content);
+  EXPECT_EQ(requests, (std::vector<std::string>{"GET", "GET"}));
+  // It has grown, or shrunk, since it was listed: read as it is now.
+  damage_first = false;
+  for (const size_t bytes : {60'000, 40'000}) {
+    served = Bytes(bytes);
+    ASSERT_TRUE(s3.store->Download("key", path, known).ok()) << bytes;
+    EXPECT_EQ(*ReadFile(path), served);
+  }
 }
 
 TEST(S3FaultTest, EtagsThatAreNoMd5AreNoDamage) {
