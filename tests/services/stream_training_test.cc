@@ -102,7 +102,8 @@ TEST_F(StreamTraining, KilledRunsGoOnWithTheSameBits) {
   // With what the cache has by now, on another number of threads.
   const std::string text =
       runs_->Train("killed", {runs_->Stream(server->url(), "killed-cache"), "autoresume=true", "threads=2"});
-  ExpectParts(text, {"resuming from", "(step 4"});
+  // How far it came before the kill depends on the machine.
+  ExpectParts(text, {"resuming from", "(step "});
   runs_->ExpectReferenceBits("killed");
 
   // From an empty cache: only the shards of what is still to come are fetched.
