@@ -98,11 +98,12 @@ Result<CheckpointInfo> WriteFiles(const fs::path& folder, const CheckpointConten
 // removes it, so the file that was locked may be gone by then: the lock counts only if the path
 // still leads to it.
 Result<int> TakeLock(const fs::path& folder) {
+  constexpr int kTries = 100;
   const fs::path path = folder / kLockFile;
-  while (true) {
+  for (int tried = 1;; ++tried) {
     TESSERA_TRY(MakeDirectories(folder));
-    const int lock = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (lock < 0 && errno == ENOENT) continue;
+    const int lock = ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (lock < 0 && errno == ENOENT && tried < kTries) continue;
     if (lock < 0) {
       return ErrnoError("cannot write to the save folder: cannot open", path.string(), errno);
     }

@@ -12,15 +12,21 @@ namespace {
 
 constexpr const char* kLockFile = ".tessera-lock";
 
-bool SetLock(int fd, int64_t place, short type) {
+// `command`: F_OFD_SETLK to try, F_OFD_SETLKW to wait.
+bool SetLock(int fd, int command, int64_t place, short type) {
   struct flock range = {};
   range.l_type = type;
   range.l_whence = SEEK_SET;
   range.l_start = place;
   range.l_len = 1;
-  if (::fcntl(fd, F_OFD_SETLK, &range) == 0) return true;
-  return errno != EAGAIN && errno != EACCES;
+  int rc = 0;
+  do {
+    rc = ::fcntl(fd, command, &range);
+  } while (rc != 0 && errno == EINTR);
+  return rc == 0 || (errno != EAGAIN && errno != EACCES);
 }
+
+short TypeOf(FolderLock::Mode mode) { return mode == FolderLock::Mode::kShared ? F_RDLCK : F_WRLCK; }
 
 }  // namespace
 
@@ -43,9 +49,13 @@ FolderLock::~FolderLock() {
 }
 
 bool FolderLock::TryLock(int64_t place, Mode mode) {
-  return SetLock(fd_, place, mode == Mode::kShared ? F_RDLCK : F_WRLCK);
+  return SetLock(fd_, F_OFD_SETLK, place, TypeOf(mode));
 }
 
-void FolderLock::Unlock(int64_t place) { (void)SetLock(fd_, place, F_UNLCK); }
+void FolderLock::Lock(int64_t place, Mode mode) {
+  (void)SetLock(fd_, F_OFD_SETLKW, place, TypeOf(mode));
+}
+
+void FolderLock::Unlock(int64_t place) { (void)SetLock(fd_, F_OFD_SETLK, place, F_UNLCK); }
 
 }  // namespace tessera

@@ -22,6 +22,8 @@ class FolderLock {
 
   // False where another holder is in the way. Taking it again changes the mode.
   bool TryLock(int64_t place, Mode mode);
+  // Waits for the others.
+  void Lock(int64_t place, Mode mode);
   void Unlock(int64_t place);
 
  private:

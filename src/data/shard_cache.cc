@@ -108,7 +108,8 @@ Status ShardCache::OpenFolder() {
         }
       }
     }
-    (void)lock_->TryLock(kUsersPlace, FolderLock::Mode::kShared);
+    // Not before the sweep of another process ended: it would take what is written from here on.
+    lock_->Lock(kUsersPlace, FolderLock::Mode::kShared);
     TESSERA_TRY(FetchMetadata());
   }
   TESSERA_ASSIGN(index_, ReadMdsIndex(folder_));
