@@ -3,6 +3,7 @@
 # Ubuntu 22.04 and newer). Needs root or sudo only when something is missing; can be repeated.
 #   scripts/packages.sh            installs what is missing
 #   scripts/packages.sh --check    only says what is missing (exit 1)
+#   scripts/packages.sh --tests    also valgrind, with which tests count instructions
 set -euo pipefail
 
 packages=(
@@ -16,11 +17,13 @@ packages=(
 )
 
 check_only=false
-case "${1:-}" in
-  "") ;;
-  --check) check_only=true ;;
-  *) echo "usage: scripts/packages.sh [--check]" >&2; exit 2 ;;
-esac
+for option in "$@"; do
+  case "$option" in
+    --check) check_only=true ;;
+    --tests) packages+=(valgrind) ;;
+    *) echo "usage: scripts/packages.sh [--check] [--tests]" >&2; exit 2 ;;
+  esac
+done
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   echo "packages: this system has no apt; install the equivalents of: ${packages[*]}" >&2

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/packages.sh
+scripts/packages.sh --tests
 mkdir -p build
 cmake --preset release -DTESSERA_TESTS=ON >build/configure.log 2>&1 || { cat build/configure.log >&2; exit 1; }
 cmake --build --preset release
