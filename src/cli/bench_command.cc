@@ -10,6 +10,7 @@ void RegisterBench(Command app, Outcome& outcome) {
   RegisterBenchGemm(bench, outcome);
   RegisterBenchAttention(bench, outcome);
   RegisterBenchTrain(bench, outcome);
+  RegisterBenchGenerate(bench, outcome);
   RegisterBenchLoad(bench, outcome);
   RegisterBenchTokenize(bench, outcome);
   RegisterBenchStore(bench, outcome);

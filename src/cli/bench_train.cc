@@ -10,11 +10,11 @@
 #include "base/cpu_info.h"
 #include "base/json.h"
 #include "base/log.h"
-#include "base/memory.h"
 #include "base/rng.h"
 #include "base/strings.h"
 #include "base/threads.h"
 #include "cli/commands.h"
+#include "cli/product_limit.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"
 #include "model/engine.h"
@@ -42,56 +42,6 @@ struct Options {
   int threads = 0;
   bool json = false, profile = false;
   std::string trace;
-};
-
-// The limit: the best GFLOP/s that a product of 4096 x 3072 x 768 reaches, over the forward, input
-// and weight forms, in fp32 and with bf16 inputs.
-class GemmLimit {
- public:
-  static Result<GemmLimit> Create(ThreadPool& pool) {
-    GemmLimit limit;
-    TESSERA_ASSIGN(limit.x_, MemoryRegion::Allocate(kRows * kIn * 4, "the limit", pool));
-    TESSERA_ASSIGN(limit.w_, MemoryRegion::Allocate(kOut * kIn * 4, "the limit", pool));
-    TESSERA_ASSIGN(limit.y_, MemoryRegion::Allocate(kRows * kOut * 4, "the limit", pool));
-    TESSERA_ASSIGN(
-        limit.workspace_,
-        MemoryRegion::Allocate(kernels::GemmWorkspaceBytes(pool.num_threads()), "the limit", pool));
-    const RngKey key{1, RngPurpose::kCalibration, 0};
-    for (MemoryRegion* region : {&limit.x_, &limit.w_}) {
-      float* values = region->as<float>();
-      for (int64_t i = 0; i < region->bytes() / 4; ++i) {
-        values[i] = key.Uniform(static_cast<uint64_t>(i)) - 0.5f;
-      }
-    }
-    return limit;
-  }
-
-  // Runs every form once and keeps the best rate seen.
-  void Measure(ThreadPool& pool) {
-    const kernels::ComputeChoice& choice = kernels::MeasuredCompute();
-    for (const DType dtype : {DType::kF32, DType::kBf16}) {
-      const auto compute = dtype == DType::kBf16 ? choice.compute : kernels::Compute::kF32;
-      kernels::GemmArgs forward;
-      forward.m = kRows;
-      forward.n = kOut;
-      forward.k = kIn;
-      forward.a = {x_.data(), dtype, kIn, false};
-      forward.b = {w_.data(), dtype, kIn, true};
-      forward.c = y_.data();
-      forward.ldc = kOut;
-      forward.c_dtype = dtype;
-      forward.compute = compute;
-      const Clock::time_point start = Clock::now();
-      kernels::Gemm(forward, workspace_.data(), pool);
-      best_ = std::max(best_, 2e-9 * kRows * kOut * kIn / SecondsSince(start));
-    }
-  }
-  double best_gflops() const { return best_; }
-
- private:
-  static constexpr int64_t kRows = 4096, kOut = 3072, kIn = 768;
-  MemoryRegion x_, w_, y_, workspace_;
-  double best_ = 0;
 };
 
 Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
@@ -130,7 +80,7 @@ Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
 Status Run(const Options& o) {
   ThreadPool pool(o.threads);
   TESSERA_ASSIGN(const Plan plan, PlanFor(o, pool));
-  TESSERA_ASSIGN(GemmLimit limit, GemmLimit::Create(pool));
+  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(pool));
   const int64_t rss_before = ResidentBytes();
   TESSERA_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Create(plan, pool));
   engine->InitializeWeights(1);

@@ -85,7 +85,7 @@ Result<InstructionCounts> CountsFromJson(const Json& json, const std::string& fa
   InstructionCounts counts;
   for (const auto& [name, count] : json.at(family).items()) {
     if (!count.is_number_integer() || count.get<int64_t>() <= 0) {
-      return Corrupt(fmt::format("the count of {} is {}", name, count.dump()));
+      return Corrupt(fmt::format("the count of {} is {}", name, JsonText(count)));
     }
     counts[name] = count.get<int64_t>();
   }

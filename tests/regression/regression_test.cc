@@ -54,7 +54,7 @@ TEST(InstructionCounts, StayNearTheCommittedOnes) {
   ASSERT_TRUE(measured.ok()) << measured.error().message;
   if (update) {
     file[CompilerFamily()] = *measured;
-    const Status written = WriteFileAtomic(kFile, file.dump(2) + "\n");
+    const Status written = WriteFileAtomic(kFile, JsonText(file, 2) + "\n");
     ASSERT_TRUE(written.ok()) << written.error().message;
     return;
   }
