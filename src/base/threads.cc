@@ -97,6 +97,12 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::RunErased(Function function, void* context) {
+  if (internal::work_meter != nullptr) internal::work_meter->Begin();
+  RunOnAll(function, context);
+  if (internal::work_meter != nullptr) internal::work_meter->End();
+}
+
+void ThreadPool::RunOnAll(Function function, void* context) {
   if (num_threads_ == 1) {
     function(context, 0);
     return;

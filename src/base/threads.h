@@ -12,6 +12,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/work_meter.h"
+
 namespace tessera {
 
 class ThreadPool {
@@ -47,21 +49,38 @@ class ThreadPool {
     if (n <= 0) return;
     const int64_t blocks = (n + grain - 1) / grain;
     if (num_threads_ == 1 || blocks == 1) {
-      fn(int64_t{0}, n);
+      RunAlone(static_cast<double>(n), [&] { fn(int64_t{0}, n); });
       return;
     }
     Run([&](int thread) {
       const int64_t begin = blocks * thread / num_threads_ * grain;
       int64_t end = blocks * (thread + 1) / num_threads_ * grain;
       if (end > n) end = n;
-      if (begin < end) fn(begin, end);
+      if (begin >= end) return;
+      CountPart(thread, static_cast<double>(end - begin));
+      fn(begin, end);
     });
+  }
+
+  // Work that is too small to share, on the caller: for a meter a region with one busy thread.
+  template <class Fn>
+  static void RunAlone(double units, Fn&& fn) {
+    if (internal::work_meter == nullptr) {
+      fn();
+      return;
+    }
+    internal::work_meter->Begin();
+    CountPart(0, units);
+    fn();
+    internal::work_meter->End();
   }
 
  private:
   using Function = void (*)(void* context, int thread);
 
+
   void RunErased(Function function, void* context);
+  void RunOnAll(Function function, void* context);
   void WorkerLoop(int thread);
 
   int num_threads_ = 1;

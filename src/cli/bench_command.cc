@@ -11,6 +11,7 @@ void RegisterBench(Command app, Outcome& outcome) {
   RegisterBenchAttention(bench, outcome);
   RegisterBenchTrain(bench, outcome);
   RegisterBenchGenerate(bench, outcome);
+  RegisterBenchBalance(bench, outcome);
   RegisterBenchLoad(bench, outcome);
   RegisterBenchTokenize(bench, outcome);
   RegisterBenchStore(bench, outcome);

@@ -28,6 +28,7 @@ void RegisterBench(Command app, Outcome& outcome);
 void RegisterBenchGemm(Command bench, Outcome& outcome);
 void RegisterBenchAttention(Command bench, Outcome& outcome);
 void RegisterBenchTrain(Command bench, Outcome& outcome);
+void RegisterBenchBalance(Command bench, Outcome& outcome);
 void RegisterBenchGenerate(Command bench, Outcome& outcome);
 void RegisterBenchLoad(Command bench, Outcome& outcome);
 void RegisterBenchTokenize(Command bench, Outcome& outcome);

@@ -21,7 +21,11 @@ OpProfile::Slot OpProfile::AddSlot(std::string_view name, std::string_view form,
   for (size_t i = 0; i < rows_.size(); ++i) {
     if (rows_[i].name == name && rows_[i].form == form) return static_cast<Slot>(i);
   }
-  rows_.push_back({std::string(name), std::string(form), op_class, 0, 0, {}});
+  Row row;
+  row.name = name;
+  row.form = form;
+  row.op_class = op_class;
+  rows_.push_back(std::move(row));
   return static_cast<Slot>(rows_.size() - 1);
 }
 
@@ -33,6 +37,11 @@ void OpProfile::Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_n
   row.work.flops += work.flops;
   row.work.bytes += work.bytes;
   row.work.vector_ops += work.vector_ops;
+  if (meter_ != nullptr) {
+    row.busiest_work += meter_->busiest();
+    row.mean_work += meter_->mean();
+    row.uncounted_regions += meter_->uncounted_regions();
+  }
   if (events_.size() < events_.capacity()) {
     events_.push_back({begin_ns, end_ns, step_, slot, static_cast<int32_t>(layer),
                        static_cast<int32_t>(pass_)});
@@ -46,6 +55,8 @@ void OpProfile::Reset() {
     row.calls = 0;
     row.seconds = 0;
     row.work = {};
+    row.busiest_work = row.mean_work = 0;
+    row.uncounted_regions = 0;
   }
   events_.clear();
   dropped_ = 0;

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/threads.h"
+#include "base/work_meter.h"
 
 namespace tessera {
 
@@ -40,6 +41,9 @@ class OpProfile {
     int64_t calls = 0;
     double seconds = 0;
     OpWork work;  // sums over the calls
+    // With a meter: work of the busiest thread and the mean, summed over parallel regions.
+    double busiest_work = 0, mean_work = 0;
+    int64_t uncounted_regions = 0;
   };
 
   // Keeps the first `trace_events` calls for the timeline. All memory is taken here and in AddSlot.
@@ -52,9 +56,13 @@ class OpProfile {
   void set_step(int64_t step) { step_ = step; }
   void set_pass(int64_t pass) { pass_ = pass; }
 
+  // Also notes how evenly the threads share the work of each row.
+  void set_meter(WorkMeter* meter) { meter_ = meter; }
+
   // Runs fn and counts it. Allocates nothing.
   template <class Fn>
   void Time(Slot slot, int64_t layer, const OpWork& work, Fn&& fn) {
+    if (meter_ != nullptr) meter_->Reset();
     const int64_t begin = Now();
     fn();
     Record(slot, layer, begin, Now(), work);
@@ -88,6 +96,7 @@ class OpProfile {
   std::vector<Event> events_;  // capacity is fixed when made
   int64_t step_ = 0, pass_ = -1;
   int64_t dropped_ = 0;
+  WorkMeter* meter_ = nullptr;
 };
 
 // Runs fn, counted where there is a profile: off, it is one comparison.

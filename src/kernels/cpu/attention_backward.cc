@@ -376,12 +376,17 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
     const Scratch scratch = CarveScratch(&own, p, plan);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
       if (item < plan.whole_units) {
+        CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));
         BackwardUnit(p, plan, MakeUnit<T>(args, p, item), scratch);
         continue;
       }
       // Chunk by chunk: in a causal call the first ones are the longest.
       const int64_t u = (item - plan.whole_units) % split_units;
       const int64_t chunk = (item - plan.whole_units) / split_units;
+      // A chunk of keys is seen by the rows from its beginning on.
+      const int64_t seen = p.rows - chunk * plan.chunk_keys * p.group;
+      CountItem(item, static_cast<double>(plan.chunk_keys * MaxOf(seen, 0)) -
+                          0.5 * static_cast<double>(plan.chunk_keys * plan.chunk_keys * p.group));
       float* dq = shared.dq + (u * plan.chunks + chunk) * plan.gradient_floats;
       std::memset(dq, 0, (size_t)plan.gradient_floats * 4);
       BackwardChunk(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), scratch,

@@ -120,6 +120,7 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
       const int64_t key_begin = split ? piece * kSplitKeys : 0;
       const int64_t key_end = split ? MinOf(unit.keys, key_begin + kSplitKeys) : unit.keys;
       if (key_begin >= key_end) continue;
+      CountItem(item, static_cast<double>((end - first) * (key_end - key_begin)));
       for (int64_t row = first; row < end; row += kTile, ++tiles) {
         BeginTile(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row), unit.q,
                   scratch.keys, &scratch.tiles[tiles]);

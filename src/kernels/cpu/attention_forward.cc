@@ -72,6 +72,11 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
       const int64_t unit = long_first ? item % plan.units : item / plan.blocks;
       const int64_t block = long_first ? item / plan.units : item % plan.blocks;
+      // Rows of a causal block see the keys before its end.
+      const int64_t first = (plan.blocks - 1 - block) * plan.tiles * kTile;
+      const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
+      const int64_t keys = p.shape.causal ? end / p.group : p.keys;
+      CountItem(item, static_cast<double>((end - first) * keys));
       ForwardItem<T>(args, p, plan, unit, plan.blocks - 1 - block, scratch);
     }
   });

@@ -414,6 +414,7 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
       const int64_t begin = blocks * thread / threads * grain;
       const int64_t end = Smaller(args.n, blocks * (thread + 1) / threads * grain);
       if (begin < end) {
+        CountPart(thread, static_cast<double>(args.m * (end - begin) * args.k));
         RunSmall(args, begin, end, static_cast<float*>(ThreadWorkspace(workspace, thread)));
       }
     });
@@ -423,14 +424,17 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   const int64_t parts = cut.row_parts * cut.col_parts;
   const Method method = ChooseMethod(args, args.m / cut.row_parts);
   if (parts == 1) {
-    RunRectangle(args, method, Rectangle{0, args.m, 0, args.n}, workspace);
-    if (args.symmetric) MirrorRows(args, 0, args.m);
+    ThreadPool::RunAlone(static_cast<double>(args.m * args.n * args.k), [&] {
+      RunRectangle(args, method, Rectangle{0, args.m, 0, args.n}, workspace);
+      if (args.symmetric) MirrorRows(args, 0, args.m);
+    });
     return;
   }
   if (args.symmetric) {
     pool.Run([&](int thread) {
       if (thread >= parts) return;
       const Rectangle part = TrianglePart(args.m, thread, parts);
+      CountPart(thread, 0.5 * static_cast<double>(part.rows * (2 * part.cols - part.rows) * args.k));
       if (part.rows > 0) RunRectangle(args, method, part, ThreadWorkspace(workspace, thread));
     });
     pool.ParallelForGrain(args.m, kLanes,
@@ -439,7 +443,9 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   }
   pool.Run([&](int thread) {
     if (thread >= parts) return;
-    RunRectangle(args, method, PartOf(args, cut, thread), ThreadWorkspace(workspace, thread));
+    const Rectangle part = PartOf(args, cut, thread);
+    CountPart(thread, static_cast<double>(part.rows * part.cols * args.k));
+    RunRectangle(args, method, part, ThreadWorkspace(workspace, thread));
   });
 }
 
@@ -452,6 +458,7 @@ void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& 
       for (int64_t i = whole * thread / threads; i < whole * (thread + 1) / threads; ++i) {
         const GemmArgs& one = args[i];
         if (one.m == 0 || one.n == 0) continue;
+        CountPart(thread, static_cast<double>(one.m * one.n * one.k));
         if (TakesSmallPath(one)) {
           RunSmall(one, 0, one.n, static_cast<float*>(own));
         } else {

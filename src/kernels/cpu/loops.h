@@ -93,7 +93,9 @@ struct Range {
 TESSERA_INLINE Range PartOf(int64_t n, int64_t grain, int part, int parts) {
   const int64_t blocks = (n + grain - 1) / grain;
   const int64_t begin = blocks * part / parts * grain, end = blocks * (part + 1) / parts * grain;
-  return {begin < n ? begin : n, end < n ? end : n};
+  const Range range = {begin < n ? begin : n, end < n ? end : n};
+  CountPart(part, static_cast<double>(range.end - range.begin));
+  return range;
 }
 
 // Calls fn(part, parts) on every thread, or once with parts = 1 when the work is small.
@@ -101,7 +103,7 @@ template <class Fn>
 TESSERA_INLINE void ParallelParts(ThreadPool& pool, int64_t elements, Fn&& fn) {
   const int parts = elements <= kSmallElements ? 1 : pool.num_threads();
   if (parts == 1) {
-    fn(0, 1);
+    ThreadPool::RunAlone(0, [&] { fn(0, 1); });
   } else {
     pool.Run([&](int part) { fn(part, parts); });
   }
