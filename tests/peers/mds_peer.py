@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal
 
 try:
     import numpy as np
@@ -142,7 +143,83 @@ def check_theirs(work):
     assert not out["ok"] and any("shard.00001.mds" in p for p in out["splits"][0]["problems"]), out
 
 
+def check_encodings(work):
+    """Every encoding of text, tokens and numbers, and every hash that the original knows."""
+    scalars = {name: np.dtype(name) for name in ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64",
+                                                 "int64", "float16", "float32", "float64"]}
+    arrays = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
+    columns = {"s_" + name: name for name in scalars} | {"a_" + name: "ndarray:" + name for name in arrays}
+    columns |= {"str": "str", "bytes": "bytes", "int": "int", "json": "json", "str_int": "str_int",
+                "str_float": "str_float", "str_decimal": "str_decimal", "any": "ndarray", "shaped": "ndarray:uint8:2,2"}
+    hashes = ["blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_224", "sha3_256",
+              "sha3_384", "sha3_512", "xxh128", "xxh32", "xxh3_128", "xxh3_64", "xxh64"]
+    hashes = sorted(hashes)  # As the writer wants them.
+    folder = os.path.join(work, "encodings")
+    samples = []
+    with MDSWriter(out=folder, columns=columns, hashes=hashes, size_limit=4096) as writer:
+        for i in range(30):
+            sample = {"s_" + name: dtype.type(i * 3 % 100) for name, dtype in scalars.items()}
+            sample |= {"a_" + name: (np.arange(i + 1) % 100).astype(name) for name in arrays}
+            sample |= {"str": "é" * i, "bytes": b"\x00\xff" * i, "int": -i, "json": {"i": [i, None, "x"]},
+                       "str_int": -10**25 - i, "str_float": i / 7, "str_decimal": Decimal(i) / 8,
+                       "any": np.full((2, i + 1), i, np.int16), "shaped": np.full((2, 2), i, np.uint8)}
+            writer.write(sample)
+            samples.append(sample)
+    report = json.loads(run("data", "verify", folder, "--json"))
+    split = report["splits"][0]
+    assert report["ok"] and split["hashes_unknown"] == 0, report
+    assert split["hashes_checked"] == len(hashes) * split["shards"], split
+    for i in range(0, 30, 7):
+        got = json.loads(run("data", "inspect", folder, "--sample", str(i), "--json"))["columns"]
+        want = samples[i]
+        for name, dtype in scalars.items():
+            assert dtype.type(got["s_" + name]) == want["s_" + name], (name, got["s_" + name])
+        for name in arrays:
+            assert got["a_" + name]["values"] == want["a_" + name].tolist() and got["a_" + name]["dtype"] == name
+        assert got["str"] == want["str"] and got["int"] == want["int"] and got["json"] == want["json"]
+        assert got["bytes"]["hex"] == want["bytes"].hex()
+        assert int(got["str_int"]) == want["str_int"] and float(got["str_float"]) == want["str_float"]
+        assert Decimal(got["str_decimal"]) == want["str_decimal"]
+        for name in ["any", "shaped"]:
+            assert got[name]["shape"] == list(want[name].shape) and got[name]["values"] == want[name].reshape(-1).tolist()
+    print(f"theirs: {len(columns)} encodings and {len(hashes)} hashes read")
+
+
+def check_training(work):
+    """Streams of their datasets train to the same bits, whatever the compression and the hashes."""
+    columns = {"tokens": "ndarray:int32"}
+    rng = np.random.default_rng(6)
+    samples = [{"tokens": rng.integers(0, 300, 33).astype(np.int32)} for _ in range(120)]
+    run_file = os.path.join(work, "run.yaml")
+    with open(run_file, "w") as file:
+        file.write("max_seq_len: 32\nmax_duration: 8ba\nglobal_train_batch_size: 6\nprecision: fp32\nthreads: 1\n"
+                   "model: {name: mpt_causal_lm, d_model: 16, n_heads: 2, n_layers: 1, vocab_size: 300}\n"
+                   "optimizer: {name: adamw, lr: 1.0e-3}\nreport: false\n"
+                   "data: {rows: samples, shuffle_algo: py1e, num_canonical_nodes: 2}\n")
+    weights = None
+    for compression, hashes in [(None, []), ("zstd:3", ["xxh64"]), ("gz", ["sha1"]), ("br:4", ["md5", "xxh3_64"]),
+                                ("bz2", ["sha256"]), ("snappy", ["blake2s", "xxh128"])]:
+        name = str(compression).replace(":", "-")
+        folder = os.path.join(work, "train-" + name)
+        with MDSWriter(out=os.path.join(folder, "train"), columns=columns, compression=compression, hashes=hashes,
+                       size_limit=1500) as writer:
+            for sample in samples:
+                writer.write(sample)
+        stream = "{remote: \"%s\", local: \"%s-cache\", split: train, validate_hash: %s}" % (
+            folder, folder, hashes[-1] if hashes else "\"\"")
+        run("train", run_file, "save_folder=" + folder + "-run", "data.streams={theirs: %s}" % stream)
+        checkpoint = os.path.join(folder + "-run", "ckpt-00000008ba", "weights.safetensors")
+        read = open(checkpoint, "rb").read()
+        assert weights is None or read == weights, f"{compression}: other weights"
+        weights = read
+        left = os.listdir(os.path.join(folder + "-cache", "train"))
+        assert any(n.endswith(".mds") for n in left) and not any(n.startswith(".part-") for n in left), left
+    print("theirs: the same weights from every compression")
+
+
 with tempfile.TemporaryDirectory() as work:
     check_theirs(work)
+    check_encodings(work)
+    check_training(work)
     check_ours(work)
 print("ok")
