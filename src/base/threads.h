@@ -78,7 +78,6 @@ class ThreadPool {
  private:
   using Function = void (*)(void* context, int thread);
 
-
   void RunErased(Function function, void* context);
   void RunOnAll(Function function, void* context);
   void WorkerLoop(int thread);

@@ -188,18 +188,22 @@ TEST_F(TrainTest, SecondRunUsesWhatIsThereAndGivesTheSameBits) {
 TEST_F(TrainTest, KilledAtRandomPointsResumesBitExact) {
   Reference();
   const RngKey rng{.seed = 11, .purpose = RngPurpose::kSampling, .stream = 1};
-  // How long an undisturbed run takes on this machine now.
-  const auto start = std::chrono::steady_clock::now();
-  Train(shared_->path() / "timed");
-  const double whole_ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   int kills = 0;
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const fs::path folder = shared_->path() / ("killed-" + std::to_string(seed));
+    const auto lines = [&] {
+      const fs::path metrics = folder / "metrics.jsonl";
+      if (!fs::exists(metrics)) return int64_t{0};
+      const std::string text = ReadText(metrics);
+      return static_cast<int64_t>(std::count(text.begin(), text.end(), '\n'));
+    };
     for (uint64_t attempt = 0; attempt < 3; ++attempt) {
       Program program(shared_->path(), Arguments(folder, {"autoresume=true"}));
-      const double share = rng.Uniform(seed * 16 + attempt);
-      std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(whole_ms * share));
+      // Somewhere within or after the step that was drawn; in the start where that one is behind.
+      const auto step = static_cast<int64_t>(rng.Uniform(seed * 16 + 2 * attempt) * kSteps);
+      EXPECT_TRUE(program.WaitUntil([&] { return lines() >= step; }));
+      std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(
+          20 * rng.Uniform(seed * 16 + 2 * attempt + 1)));
       program.Signal(SIGKILL);
       if (program.Wait() == -SIGKILL) ++kills;
     }
@@ -208,7 +212,7 @@ TEST_F(TrainTest, KilledAtRandomPointsResumesBitExact) {
     if (HasFailure()) FAIL() << "seed " << seed;
     fs::remove_all(folder);
   }
-  EXPECT_GT(kills, 20) << "too few runs were hit before their end";
+  EXPECT_GE(kills, 40) << "too few runs were hit before their end";
 }
 
 TEST_F(TrainTest, TermSavesAndTellsHowToGoOn) {
