@@ -8,6 +8,7 @@
 
 #include "base/files.h"
 #include "base/strings.h"
+#include "train/pair_tables.h"
 #include "train/run_file_reader.h"
 #include "train/run_schema.h"
 
@@ -192,6 +193,18 @@ class RunFileReader {
     if (!schedule.ok()) Fail({"scheduler.t_warmup", "scheduler.name"}, schedule.error().message);
     if (c.load_weights_only && c.load_path.empty()) {
       Fail({"load_weights_only"}, "is set, but load_path does not say from where");
+    }
+    if (c.init_from_token_pairs) {
+      const std::string why = WhyNotPairTables(c.model);
+      if (!why.empty()) Fail({"init_from_token_pairs"}, why);
+      if (!c.load_path.empty()) {
+        Fail({"init_from_token_pairs"}, "load_path brings the weights already; remove one of them");
+      }
+      if (!c.data.streams.empty()) {
+        Fail({"init_from_token_pairs"},
+             "reads the whole training split before the first step, which streams are not there for; "
+             "use data.sources or data.dataset");
+      }
     }
     if (c.autoresume && c.save_weights_only) {
       Fail({"autoresume"},

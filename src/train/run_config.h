@@ -135,6 +135,7 @@ struct RunConfig {
   bool autoresume = false;
   std::string load_path;
   bool load_weights_only = false;
+  bool init_from_token_pairs = false;
 
   Duration console_log_interval = {1, TimeUnit::kBatch};  // plain lines when there is no terminal
   LoggerSettings loggers;

@@ -263,6 +263,10 @@ TEST(RunConfig, ChecksWhatGoesTogether) {
       {"", {"model.preset=mpt-10m"}, {"is a shape of mpt_causal_lm, but model.name is gpt2"}},
       {"", {"load_weights_only=true"}, {"load_path does not say"}},
       {"", {"autoresume=true", "save_overwrite=true"}, {"remove one of them"}},
+      {"", {"init_from_token_pairs=true"}, {"needs branches that start at zero"}},
+      {"",
+       {"init_from_token_pairs=true", "model.name=modern_causal_lm", "load_path=x"},
+       {"load_path brings the weights already"}},
       {"",
        {"batch_size_growth=[{until: 50ba, global_train_batch_size: 8}, {until: 40ba, "
         "global_train_batch_size: 8}]"},

@@ -141,6 +141,10 @@ void AddRunKeys(std::vector<RunKey>* keys) {
   add(BoolKey(
       "load_weights_only", [](auto& c) -> auto& { return c.load_weights_only; },
       "Take only the weights of load_path: step, optimizer and data start anew."));
+  add(BoolKey(
+      "init_from_token_pairs", [](auto& c) -> auto& { return c.init_from_token_pairs; },
+      "Before the first step, fit the embedding and the head to the counts of neighbouring tokens in "
+      "the training split; its seconds count as training."));
   add(DurationKey(
       "console_log_interval", [](auto& c) -> auto& { return c.console_log_interval; },
       {.zero_allowed = false}, "Time between progress lines where the output is no terminal."));

@@ -52,6 +52,8 @@ class Trainer {
   // Plans and allocates for the stage of growth that the progress lies in; fills the engine from
   // `source`, or initialises it.
   Status BuildStage(const std::optional<CheckpointInfo>& source, LoadPart part);
+  // Fits embedding and head of a new model to the counts of token pairs.
+  Status FitTables();
   Status OpenLoader();
 
   // trainer.cc

@@ -7,6 +7,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/strings.h"
+#include "train/pair_tables.h"
 #include "train/stage_plan.h"
 #include "train/trainer_impl.h"
 
@@ -208,11 +209,31 @@ Status Trainer::BuildStage(const std::optional<CheckpointInfo>& source, LoadPart
                     : LoadEngine(*source, part, state_.average_started, *engine_));
   } else {
     engine_->InitializeWeights(config_.seed);
+    if (config_.init_from_token_pairs) TESSERA_TRY(FitTables());
   }
   StartProfile();
   TESSERA_TRY(OpenLoader());
   state_.sequence_length = length;
   state_.batch_size = batch;
+  return {};
+}
+
+Status Trainer::FitTables() {
+  const Stopwatch watch;
+  if (data_.foreign) {
+    return InvalidArgument(
+        "init_from_token_pairs counts the tokens of a dataset that Tessera made: use data.sources, or "
+        "make one with 'tessera data build'");
+  }
+  TESSERA_ASSIGN(const std::unique_ptr<TokenStream> stream,
+                 TokenStream::Open({.dataset = data_.train_folder,
+                                    .column = config_.data.column,
+                                    .vocab_size = config_.model.vocab_size,
+                                    .insert_eos = config_.data.insert_eos}));
+  TESSERA_ASSIGN(const std::string told, InitializeFromPairs(*stream, *pool_, *engine_));
+  Say(told);
+  ::malloc_trim(0);
+  state_.progress.seconds += watch.Seconds();
   return {};
 }
 

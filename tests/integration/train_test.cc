@@ -310,6 +310,22 @@ TEST_F(TrainTest, WeightsAloneStartAnotherRun) {
   EXPECT_LT(begin, 0.8 * fresh);
 }
 
+TEST_F(TrainTest, TablesFittedToPairsStartLowerAndResumeBitExact) {
+  const fs::path whole = shared_->path() / "pairs", parts = shared_->path() / "pairs-parts";
+  const std::vector<std::string> fitted = {"init_from_token_pairs=true"};
+  const std::string text = Train(whole, fitted);
+  EXPECT_NE(text.find("tables: fitted to the pairs of"), std::string::npos) << text;
+  EXPECT_LT(Metrics(whole).at(0)["loss"].get<double>(),
+            0.6 * Metrics(Reference()).at(0)["loss"].get<double>());
+  Program program(shared_->path(), Arguments(parts, {fitted[0], "autoresume=true", "threads=2"}));
+  EXPECT_TRUE(program.WaitUntil([&] { return fs::exists(Checkpoint(parts, 6)); }));
+  program.Signal(SIGKILL);
+  program.Wait();
+  const std::string resumed = Train(parts, {fitted[0], "autoresume=true"});
+  EXPECT_EQ(resumed.find("tables: fitted"), std::string::npos) << resumed;
+  ExpectSameRun(whole, parts);
+}
+
 TEST_F(TrainTest, GrowthStagesAndAverageResumeBitExact) {
   const std::vector<std::string> growth = {
       "batch_size_growth=[{until: 6ba, global_train_batch_size: 2}]",
