@@ -9,6 +9,8 @@
 #include <numeric>
 #include <span>
 
+#include "base/progress.h"
+#include "base/signals.h"
 #include "base/strings.h"
 #include "base/time.h"
 #include "kernels/loss.h"
@@ -102,8 +104,10 @@ class PairFit {
                          pool_);
     const kernels::MatrixRef head{head_, DType::kF32, width, false};
     const kernels::MatrixRef turned{head_, DType::kF32, width, true};
-    kernels::PackB(turned, width, vocab, DType::kF32, kernels::Compute::kF32, packed_forward_.get(), pool_);
-    kernels::PackB(head, vocab, width, DType::kF32, kernels::Compute::kF32, packed_back_.get(), pool_);
+    kernels::PackB(turned, width, vocab, DType::kF32, kernels::Compute::kF32,
+                   packed_forward_.get(), pool_);
+    kernels::PackB(head, vocab, width, DType::kF32, kernels::Compute::kF32, packed_back_.get(),
+                   pool_);
     std::fill(d_head_.begin(), d_head_.end(), 0.0f);
     for (int64_t first = 0; first < rows(); first += chunk_) {
       Chunk(first, std::min(chunk_, rows() - first));
@@ -144,7 +148,8 @@ class PairFit {
   // Logits of some contexts, the loss of their rows, and its gradients.
   void Chunk(int64_t first, int64_t n) {
     const int64_t width = options_.width, vocab = counts_.vocab;
-    kernels::Gemm({.m = n, .n = vocab, .k = width, .a = {Row(y_, first), DType::kF32, width, false}, .b = {},
+    kernels::Gemm({.m = n, .n = vocab, .k = width,
+                   .a = {Row(y_, first), DType::kF32, width, false}, .b = {},
                    .packed_b = packed_forward_.get(), .c = logits_.data(), .ldc = vocab},
                   workspace_.get(), pool_);
     // With one follower as the target; the loop below puts the others in its place.
@@ -156,7 +161,8 @@ class PairFit {
     pool_.ParallelForGrain(n, 8, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) CountedTargets(first + r, r);
     });
-    kernels::Gemm({.m = n, .n = width, .k = vocab, .a = {gradient_.data(), DType::kF32, vocab, false}, .b = {},
+    kernels::Gemm({.m = n, .n = width, .k = vocab,
+                   .a = {gradient_.data(), DType::kF32, vocab, false}, .b = {},
                    .packed_b = packed_back_.get(), .c = Row(dy_, first), .ldc = width},
                   workspace_.get(), pool_);
     pool_.ParallelForGrain(n, 8, [&](int64_t begin, int64_t end) {
@@ -167,7 +173,8 @@ class PairFit {
         for (int64_t i = 0; i < width; ++i) Row(y_, r)[i] *= weight;
       }
     });
-    kernels::Gemm({.m = vocab, .n = width, .k = n, .a = {gradient_.data(), DType::kF32, vocab, true},
+    kernels::Gemm({.m = vocab, .n = width, .k = n,
+                   .a = {gradient_.data(), DType::kF32, vocab, true},
                    .b = {Row(y_, first), DType::kF32, width, false}, .c = d_head_.data(),
                    .ldc = width, .accumulate = true},
                   workspace_.get(), pool_);
@@ -195,7 +202,8 @@ class PairFit {
       g[next] -= p * slope(x[next]);
       expected += static_cast<double>(p) * static_cast<double>(capped(x[next]));
     }
-    loss_[Size(row)] = Weight(row) * static_cast<float>(static_cast<double>(lse_[Size(row)]) - expected);
+    const double nats = static_cast<double>(lse_[Size(row)]) - expected;
+    loss_[Size(row)] = Weight(row) * static_cast<float>(nats);
   }
 
   void Update(int iteration, std::span<float> value, const Values& gradient, Values& m, Values& v) {
@@ -267,7 +275,10 @@ double FitPairTables(const PairCounts& counts, const PairFitOptions& options, fl
   PairFit fit(counts, options, embedding, head, pool);
   if (fit.rows() == 0) return 0;
   double loss = 0;
-  for (int i = 0; i < options.iterations; ++i) loss = fit.Iterate(i);
+  for (int i = 0; i < options.iterations; ++i) {
+    if (options.go_on && !options.go_on(i)) return loss;
+    loss = fit.Iterate(i);
+  }
   fit.Store();
   return loss;
 }
@@ -282,7 +293,8 @@ std::string WhyNotPairTables(const ModelConfig& config) {
   return "";
 }
 
-Result<std::string> InitializeFromPairs(TokenStream& stream, ThreadPool& pool, Engine& engine) {
+Result<std::string> InitializeFromPairs(TokenStream& stream, bool show_progress, ThreadPool& pool,
+                                        Engine& engine) {
   const Stopwatch watch;
   const ModelConfig& config = engine.plan().config;
   float *embedding = nullptr, *head = nullptr;
@@ -293,14 +305,26 @@ Result<std::string> InitializeFromPairs(TokenStream& stream, ThreadPool& pool, E
   if (embedding == nullptr || head == nullptr) return Internal("the model has no embedding and head");
   engine.ReleaseStepMemory();
   TESSERA_ASSIGN(const PairCounts counts, CountPairs(stream, config.vocab_size, kMaxTokens, pool));
-  const PairFitOptions options{.width = config.d_model,
-                               .norm = config.norm,
-                               .norm_eps = static_cast<float>(config.norm_eps),
-                               .softcap = static_cast<float>(config.logit_softcap)};
+  PairFitOptions options{.width = config.d_model,
+                         .norm = config.norm,
+                         .norm_eps = static_cast<float>(config.norm_eps),
+                         .softcap = static_cast<float>(config.logit_softcap)};
+  ProgressMeter meter("fitting tables",
+                      {.total = options.iterations,
+                       .noun = "passes",
+                       .mode = show_progress ? ProgressMode::kAuto : ProgressMode::kSilent});
+  options.go_on = [&](int done) {
+    meter.Update(done);
+    return !StopRequested();
+  };
   const double loss = FitPairTables(counts, options, embedding, head, pool);
+  if (StopRequested()) {
+    return Error{.code = ErrorCode::kCancelled, .message = "stopped while fitting the tables"};
+  }
   engine.WeightsChanged();
-  return fmt::format("tables: fitted to the pairs of {} tokens in {:.1f}s, loss {:.4f} before the first step",
-                     FormatCount(static_cast<double>(counts.tokens)), watch.Seconds(), loss);
+  return fmt::format(
+      "tables: fitted to the pairs of {} tokens in {:.1f}s, loss {:.4f} before the first step",
+      FormatCount(static_cast<double>(counts.tokens)), watch.Seconds(), loss);
 }
 
 }  // namespace tessera

@@ -3,10 +3,12 @@
 //
 // A model whose branches start at zero computes softmax(W norm(E_t)) after token t. So long as that is
 // all it does, the gradient of its mean loss over the whole split needs only the table of pair counts,
-// whatever the split's length: a pass over it costs as much as the head over one sequence of all tokens.
+// whatever the split's length: a pass costs as much as the head over one sequence of all tokens.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -26,8 +28,8 @@ struct PairCounts {
   std::vector<int64_t> totals;   // [vocab]: sums of the rows
 };
 
-// Counts at most `max_tokens`, from pieces that are spread evenly where the split is longer. Memory while
-// it runs: 8 bytes a token.
+// Counts at most `max_tokens`, from pieces that are spread evenly where the split is longer. Memory
+// while it runs: 8 bytes a token.
 Result<PairCounts> CountPairs(TokenStream& stream, int64_t vocab, int64_t max_tokens,
                               ThreadPool& pool);
 
@@ -39,6 +41,8 @@ struct PairFitOptions {
   int64_t max_contexts = 4096;   // the most frequent tokens; the rows of others stay
   int iterations = 24;
   float lr = 0.1f;               // of Adam (0.8, 0.95); five iterations to warm up, then down to 0
+  // Called before each iteration with the number of those done; false ends the fit.
+  std::function<bool(int done)> go_on = {};
 };
 
 // Fits embedding and head [vocab, width] in place from where they are. Returns the mean loss in nats of
@@ -50,6 +54,8 @@ double FitPairTables(const PairCounts& counts, const PairFitOptions& options, fl
 std::string WhyNotPairTables(const ModelConfig& config);
 
 // Fits the engine's tables to the split in `stream`; returns what to tell a person.
-Result<std::string> InitializeFromPairs(TokenStream& stream, ThreadPool& pool, Engine& engine);
+// Shows progress unless silent, and ends with an error when a stop is asked for.
+Result<std::string> InitializeFromPairs(TokenStream& stream, bool show_progress, ThreadPool& pool,
+                                        Engine& engine);
 
 }  // namespace tessera

@@ -76,13 +76,14 @@ TEST(PairTables, CountsAreThoseOfTheConcatenation) {
   int64_t pairs = 0;
   for (int32_t t = 0; t < 257; ++t) {
     int64_t total = 0;
-    for (int64_t e = counts->begin[static_cast<size_t>(t)]; e < counts->begin[static_cast<size_t>(t) + 1]; ++e) {
+    const size_t row = static_cast<size_t>(t);
+    for (int64_t e = counts->begin[row]; e < counts->begin[row + 1]; ++e) {
       const auto pair = std::pair(t, counts->next[static_cast<size_t>(e)]);
       EXPECT_EQ(counts->count[static_cast<size_t>(e)], expected[pair]);
       total += counts->count[static_cast<size_t>(e)];
       ++entries;
     }
-    EXPECT_EQ(counts->totals[static_cast<size_t>(t)], total);
+    EXPECT_EQ(counts->totals[row], total);
     pairs += total;
   }
   EXPECT_EQ(entries, expected.size());
@@ -116,6 +117,19 @@ TEST(PairTables, FitsReachTheConditionalEntropy) {
       EXPECT_LT(loss, least + 0.01) << "softcap " << softcap;
     }
   }
+}
+
+TEST(PairTables, FitsEndWhenAsked) {
+  ThreadPool pool(1);
+  const PairCounts counts = Random(37, 5);
+  Tables tables = Start(37, 16);
+  int asked = 0;
+  const PairFitOptions options{.width = 16, .go_on = [&](int done) {
+                                 EXPECT_EQ(done, asked++);
+                                 return done < 3;
+                               }};
+  FitPairTables(counts, options, tables.embedding.data(), tables.head.data(), pool);
+  EXPECT_EQ(asked, 4);
 }
 
 TEST(PairTables, ThreadsDoNotChangeBitsAndOtherRowsStay) {

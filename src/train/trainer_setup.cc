@@ -230,7 +230,8 @@ Status Trainer::FitTables() {
                                     .column = config_.data.column,
                                     .vocab_size = config_.model.vocab_size,
                                     .insert_eos = config_.data.insert_eos}));
-  TESSERA_ASSIGN(const std::string told, InitializeFromPairs(*stream, *pool_, *engine_));
+  TESSERA_ASSIGN(const std::string told,
+                 InitializeFromPairs(*stream, options_.show_progress, *pool_, *engine_));
   Say(told);
   ::malloc_trim(0);
   state_.progress.seconds += watch.Seconds();
