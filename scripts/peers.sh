@@ -19,7 +19,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 echo "peers: installing the versions of scripts/peers.txt into .venv (some minutes)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/peers.txt
+.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r scripts/peers.txt
 .venv/bin/python -c 'import numpy, safetensors, streaming, tiktoken, tokenizers, torch, transformers'
 # Written last: an interrupted installation is completed by the next call.
 echo "$wanted" > "$stamp"
