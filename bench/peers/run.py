@@ -108,7 +108,7 @@ class Gpt2(Row):
         speed, memory = figures
         steps = 1 if self.options.quick else 2
         for precision in ("fp32", "amp_bf16"):
-            result = self.bench_train("--model", "gpt2-124m", "--seq", 1024, "--batch", 4,
+            result = self.bench_train("--model", "gpt2-124m", "--seq", 1024, "--batch", 4, "--microbatch", 1,
                                       "--precision", precision, "--steps", steps)
             speed.add("ours", precision, result["tokens_per_s"])
             memory.add("ours", precision, result["max_rss_bytes"] / 1e9)
@@ -245,12 +245,12 @@ class Store(Row):
     name = "store"
 
     def figures(self):
-        return [Figure("put 1 MB objects", "s", lower_is_better=True),
-                Figure("get 1 MB objects", "s", lower_is_better=True)]
+        return [Figure("put 1 MB objects", "s", lower_is_better=True, target=3),
+                Figure("get 1 MB objects", "s", lower_is_better=True, target=3)]
 
     def round(self, figures):
         count = 50 if self.options.quick else 1000
-        for result in run([PEERS / "store.sh", self.options.store, count]):
+        for result in run([PEERS / "store.sh", self.options.store, count, 1]):
             side = "ours" if result["tool"].startswith("tessera") else "theirs"
             figures[0].add(side, result["tool"], result["put_s"])
             figures[1].add(side, result["tool"], result["get_s"])

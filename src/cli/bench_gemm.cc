@@ -12,6 +12,7 @@
 #include "base/threads.h"
 #include "base/time.h"
 #include "cli/commands.h"
+#include "cli/median.h"
 #include "kernels/cpu/table.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"
@@ -61,11 +62,6 @@ double PeakRate(double (*burst)(int64_t), int64_t iterations, ThreadPool& pool) 
   double total = 0;
   for (const double one : flops) total += one;
   return total / seconds;
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 struct Row {

@@ -15,6 +15,7 @@
 #include "base/time.h"
 #include "cli/commands.h"
 #include "cli/machine_probe.h"
+#include "cli/median.h"
 #include "cli/product_limit.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"
@@ -33,11 +34,6 @@ struct Flags {
 };
 
 double Dbl(int64_t value) { return static_cast<double>(value); }
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 bool IsTable(const ParameterSpec& spec) {
   return spec.kind == ParameterKind::kEmbedding || spec.kind == ParameterKind::kPosition;

@@ -16,6 +16,7 @@
 #include "base/threads.h"
 #include "base/time.h"
 #include "cli/commands.h"
+#include "cli/median.h"
 #include "tokenizer/bpe_trainer.h"
 #include "tokenizer/tokenizer.h"
 
@@ -30,11 +31,6 @@ struct Flags {
   int repeats = 5;
   bool json = false;
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // Seconds of one pass over the documents by `threads` threads; documents are handed out one by one.
 double EncodeSeconds(ThreadPool& pool, std::vector<Encoder>& encoders,

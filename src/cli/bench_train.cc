@@ -14,6 +14,7 @@
 #include "base/strings.h"
 #include "base/threads.h"
 #include "cli/commands.h"
+#include "cli/median.h"
 #include "cli/product_limit.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"
@@ -94,14 +95,15 @@ Status Run(const Options& o) {
     targets[static_cast<size_t>(i)] = static_cast<int32_t>(words[1] % vocab);
   }
   const StepBatch batch{o.batch, tokens.data(), targets.data(), nullptr};
-  std::vector<double> seconds;
+  std::vector<double> seconds, limits;  // The product's rate before each step and after the last.
   double loss = 0;
   constexpr int64_t kTraceEvents = int64_t{1} << 18;
   OpProfile profile(o.trace.empty() ? 0 : kTraceEvents);
   const bool counts = o.profile || !o.trace.empty();
   if (counts) engine->SetProfile(&profile);
   for (int64_t step = 0; step <= o.steps; ++step) {
-    limit.Measure(pool);
+    const double before = limit.Measure(pool);
+    if (step > 0) limits.push_back(before);
     if (step == 1) profile.Reset();  // the first step warms up
     const Clock::time_point start = Clock::now();
     loss = engine->ForwardBackward(batch, {}, 1, step + 1).loss;
@@ -112,11 +114,15 @@ Status Run(const Options& o) {
     engine->Update(update);
     if (step > 0) seconds.push_back(SecondsSince(start));
   }
-  limit.Measure(pool);
-  std::sort(seconds.begin(), seconds.end());
-  const double median = seconds[seconds.size() / 2];
-  const double tokens_per_s = static_cast<double>(count) / median;
+  limits.push_back(limit.Measure(pool));
   const double flops = TrainFlopsPerToken(plan.config, o.length);
+  std::vector<double> paired;
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    const double achieved = static_cast<double>(count) * flops * 1e-9 / seconds[i];
+    paired.push_back(achieved / (0.5 * (limits[i] + limits[i + 1])));
+  }
+  const double median = Median(seconds);
+  const double tokens_per_s = static_cast<double>(count) / median;
   const double gflops = tokens_per_s * flops * 1e-9;
   const int64_t rss = ResidentBytes();
   Json profile_json;
@@ -152,6 +158,7 @@ Status Run(const Options& o) {
                 {"gflops", gflops},
                 {"gemm_gflops", limit.best_gflops()},
                 {"fraction", gflops / limit.best_gflops()},
+                {"paired_fraction", Median(paired)},
                 {"planned_bytes", plan.memory.total()},
                 {"resident_bytes", rss - rss_before},
                 {"loss", loss}};
@@ -166,6 +173,7 @@ Status Run(const Options& o) {
   fmt::print("  {:<22} {:>10.1f}\n", "GFLOP/s", gflops);
   fmt::print("  {:<22} {:>10.1f}\n", "best product GFLOP/s", limit.best_gflops());
   fmt::print("  {:<22} {:>10.3f}\n", "fraction", gflops / limit.best_gflops());
+  fmt::print("  {:<22} {:>10.3f}\n", "of the rate around it", Median(paired));
   fmt::print("  {:<22} {:>10}\n", "planned memory", FormatBytes(plan.memory.total()));
   if (o.profile) fmt::print("\n{}", FormatProfile(profile_json));
   if (!o.trace.empty()) fmt::print("the timeline of the steps is in {}\n", o.trace);

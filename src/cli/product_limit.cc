@@ -32,7 +32,8 @@ Result<ProductLimit> ProductLimit::Create(ThreadPool& pool) {
   return limit;
 }
 
-void ProductLimit::Measure(ThreadPool& pool) {
+double ProductLimit::Measure(ThreadPool& pool) {
+  double now = 0;
   const kernels::ComputeChoice& choice = kernels::MeasuredCompute();
   for (const DType dtype : {DType::kF32, DType::kBf16}) {
     kernels::GemmArgs forward;
@@ -47,8 +48,10 @@ void ProductLimit::Measure(ThreadPool& pool) {
     forward.compute = dtype == DType::kBf16 ? choice.compute : kernels::Compute::kF32;
     const Stopwatch watch;
     kernels::Gemm(forward, workspace_.data(), pool);
-    best_ = std::max(best_, 2e-9 * kRows * kOut * kIn / watch.Seconds());
+    now = std::max(now, 2e-9 * kRows * kOut * kIn / watch.Seconds());
   }
+  best_ = std::max(best_, now);
+  return now;
 }
 
 }  // namespace tessera::cli

@@ -12,8 +12,8 @@ namespace tessera::cli {
 class ProductLimit {
  public:
   static Result<ProductLimit> Create(ThreadPool& pool);
-  // Runs both types once and keeps the best rate seen.
-  void Measure(ThreadPool& pool);
+  // Runs both types once and keeps the best rate seen; returns the better one of now.
+  double Measure(ThreadPool& pool);
   double best_gflops() const { return best_; }
 
  private:

@@ -99,7 +99,7 @@ Result<std::unique_ptr<S3Client>> S3Client::Open(const std::string& bucket,
   return client;
 }
 
-void S3Client::Protect(std::string_view body, S3Request* request) const {
+void S3Client::Protect(std::string_view body, bool whole, S3Request* request) const {
   request->body = body;
   request->payload_hash = kUnsignedPayload;
   switch (settings_.upload_check) {
@@ -108,9 +108,15 @@ void S3Client::Protect(std::string_view body, S3Request* request) const {
       request->headers.emplace_back("x-amz-checksum-crc32c", EncodeCrc32c(Crc32c(body)));
       break;
     case UploadCheck::kAuto:
-    case UploadCheck::kMd5:
-      request->headers.emplace_back("content-md5", Base64(Md5(body)));
+    case UploadCheck::kMd5: {
+      const std::string md5 = Md5(body);
+      request->headers.emplace_back("content-md5", Base64(md5));
+      if (whole) {
+        request->headers.emplace_back(kCrc32cHeader,
+                                      fmt::format("{} {}", EncodeCrc32c(Crc32c(body)), Hex(md5)));
+      }
       break;
+    }
   }
 }
 

@@ -18,13 +18,21 @@ namespace tessera {
 
 namespace {
 
-
 // The etag of a single unencrypted put is the MD5 of the content; that of a multipart upload has a
 // '-', and keys of one's own change it.
 bool EtagMayBeMd5(std::string_view etag, const HttpResponse& response) {
   if (etag.size() != 32 || etag.find_first_not_of("0123456789abcdef") != etag.npos) return false;
   return !response.Header("x-amz-server-side-encryption").starts_with("aws:") &&
          response.Header("x-amz-server-side-encryption-customer-algorithm").empty();
+}
+
+// Of kCrc32cHeader; -1 where it is missing or belongs to other content.
+int64_t OwnCrc32c(const HttpResponse& response, std::string_view etag) {
+  const std::string_view own = response.Header(kCrc32cHeader);
+  const size_t space = own.find(' ');
+  if (space == own.npos || own.substr(space + 1) != etag) return -1;
+  const auto crc = DecodeCrc32c(own.substr(0, space));
+  return crc ? int64_t{*crc} : -1;
 }
 
 std::string RandomMark() {
@@ -91,6 +99,7 @@ ObjectInfo S3Store::InfoOf(std::string_view key, const HttpResponse& response) c
   if (response.Header("x-amz-checksum-type") != "COMPOSITE") {
     if (const auto crc = DecodeCrc32c(response.Header("x-amz-checksum-crc32c"))) info.crc32c = *crc;
   }
+  if (info.crc32c < 0) info.crc32c = OwnCrc32c(response, info.etag);
   return info;
 }
 
@@ -365,7 +374,7 @@ Result<ObjectInfo> S3Store::PutWhole(std::string_view key, std::string_view data
   if (!options.content_type.empty()) request.headers.emplace_back("content-type", options.content_type);
   const std::string mark = Condition(options, &request);
   if (!mark.empty()) request.headers.emplace_back(kMarkHeader, mark);
-  client_->Protect(data, &request);
+  client_->Protect(data, true, &request);
   S3Answer answer = client_->Send(request);
   if (answer.response.status == 412 && !options.if_match.empty() && !answer.maybe_done && !bare_if_match_) {
     // Ceph compares a put's etag with the header's text as it is. The refusal changed nothing, so the

@@ -90,7 +90,7 @@ Status S3Upload::Put(int number, std::string_view data) {
   request.verb = "write";
   request.key = full_key_;
   request.query = {{"partNumber", std::to_string(number)}, {"uploadId", id_}};
-  store_.client_->Protect(data, &request);
+  store_.client_->Protect(data, false, &request);
   const S3Answer answer = store_.client_->Send(request);
   if (!answer.ok()) {
     return store_.client_->Explain(request, answer).WithContext(fmt::format("part {}", number));
