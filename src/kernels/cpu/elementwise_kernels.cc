@@ -117,30 +117,28 @@ void Add(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool) {
   dtype == DType::kBf16 ? AddTo<bf16>(x, y, n, pool) : AddTo<float>(x, y, n, pool);
 }
 
+// kRows rows of `x`; `rows` where kRows is 0.
+template <int64_t kRows, class T>
+TESSERA_INLINE void AddRows(const T* x, int64_t rows, int64_t ld, Range columns, float* out) {
+  ForVectors(columns.begin, columns.end, [&](int64_t c, auto lanes) TESSERA_INLINE_LAMBDA {
+    F32 sum = Load(out + c, lanes);
+    const int64_t count = kRows > 0 ? kRows : rows;
+    for (int64_t row = 0; row < count; ++row) sum = sum + Load(x + row * ld + c, lanes);
+    Store(out + c, sum, lanes);
+  });
+}
+
+// A few rows at a time, so that memory is read along the rows and the sums stay in the nearest cache.
 template <class T>
 void SumColumnsOf(const void* from, int64_t rows, int64_t cols, int64_t ld, float* out,
                   ThreadPool& pool) {
   const T* x = static_cast<const T*>(from);
   ParallelParts(pool, rows * cols, [=](int part, int parts) {
+    constexpr int64_t kBlock = 8;
     const Range columns = PartOf(cols, kColumnGrain, part, parts);
-    for (int64_t first = 0; first < rows; first += kColumnRows) {
-      const int64_t last = first + kColumnRows < rows ? first + kColumnRows : rows;
-      int64_t i = columns.begin;
-      for (; i + 4 * kLanes <= columns.end; i += 4 * kLanes) {
-        F32 sum[4];
-        for (int k = 0; k < 4; ++k) sum[k] = Load(out + i + k * kLanes);
-        for (int64_t row = first; row < last; ++row) {
-          const T* p = x + row * ld + i;
-          for (int k = 0; k < 4; ++k) sum[k] = sum[k] + Load(p + k * kLanes);
-        }
-        for (int k = 0; k < 4; ++k) Store(out + i + k * kLanes, sum[k]);
-      }
-      ForVectors(i, columns.end, [&](int64_t c, auto lanes) TESSERA_INLINE_LAMBDA {
-        F32 sum = Load(out + c, lanes);
-        for (int64_t row = first; row < last; ++row) sum = sum + Load(x + row * ld + c, lanes);
-        Store(out + c, sum, lanes);
-      });
-    }
+    int64_t row = 0;
+    for (; row + kBlock <= rows; row += kBlock) AddRows<kBlock>(x + row * ld, kBlock, ld, columns, out);
+    AddRows<0>(x + row * ld, rows - row, ld, columns, out);
   });
 }
 void SumColumns(const void* x, int64_t rows, int64_t cols, int64_t ld, DType dtype, float* out,
