@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <memory>
 
 #include "base/crc32c.h"
 #include "base/hash.h"
@@ -183,10 +184,11 @@ Result<ObjectInfo> S3Upload::Run(S3Store& store, std::string_view key, const Put
   const int64_t parts = std::max<int64_t>(1, (bytes + part_bytes - 1) / part_bytes);
   const auto send = [&](int64_t part) -> Status {
     const int64_t offset = part * part_bytes;
-    std::string buffer(static_cast<size_t>(std::min(part_bytes, bytes - offset)), '\0');
-    TESSERA_TRY(read(offset, std::as_writable_bytes(std::span(buffer))));
-    TESSERA_TRY(upload->Put(static_cast<int>(part + 1), buffer));
-    if (progress) progress(static_cast<int64_t>(buffer.size()));
+    const auto size = static_cast<size_t>(std::min(part_bytes, bytes - offset));
+    const auto buffer = std::make_unique_for_overwrite<char[]>(size);
+    TESSERA_TRY(read(offset, std::as_writable_bytes(std::span(buffer.get(), size))));
+    TESSERA_TRY(upload->Put(static_cast<int>(part + 1), {buffer.get(), size}));
+    if (progress) progress(static_cast<int64_t>(size));
     return {};
   };
   TESSERA_TRY(store.workers_.ForEach(parts, send));
@@ -217,9 +219,10 @@ Result<ObjectInfo> S3Store::Upload(const std::string& path, std::string_view key
   if (info.st_size > 2 * S3Upload::PartBytes(options_, -1)) {
     return S3Upload::Run(*this, key, options, info.st_size, progress, read);
   }
-  std::string content(static_cast<size_t>(info.st_size), '\0');
-  TESSERA_TRY(read(0, std::as_writable_bytes(std::span(content))));
-  Result<ObjectInfo> put = PutWhole(key, content, options);
+  const auto size = static_cast<size_t>(info.st_size);
+  const auto content = std::make_unique_for_overwrite<char[]>(size);
+  TESSERA_TRY(read(0, std::as_writable_bytes(std::span(content.get(), size))));
+  Result<ObjectInfo> put = PutWhole(key, {content.get(), size}, options);
   if (put.ok() && progress) progress(info.st_size);
   return put;
 }
