@@ -65,6 +65,7 @@ int CoresWithinQuota(std::string_view cpu_max, int cores) {
 ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads > 0 ? num_threads : AvailableCores()) {
   FlushDenormals();
+  shares_ = std::make_unique<Share[]>(static_cast<size_t>(num_threads_));
   cpu_set_t mask;
   CPU_ZERO(&mask);
   std::vector<int> cores;
@@ -94,6 +95,61 @@ ThreadPool::~ThreadPool() {
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+}
+
+namespace {
+
+uint64_t PackRange(int64_t begin, int64_t end) {
+  return static_cast<uint64_t>(begin) | static_cast<uint64_t>(end) << 32;
+}
+int64_t RangeBegin(uint64_t range) { return static_cast<int64_t>(range & 0xffffffffu); }
+int64_t RangeEnd(uint64_t range) { return static_cast<int64_t>(range >> 32); }
+
+}  // namespace
+
+void ThreadPool::DealShares(int64_t n) {
+  for (int64_t thread = 0; thread < num_threads_; ++thread) {
+    // The start of the region publishes these.
+    shares_[static_cast<size_t>(thread)].left.store(
+        PackRange(n * thread / num_threads_, n * (thread + 1) / num_threads_),
+        std::memory_order_relaxed);
+  }
+}
+
+bool ThreadPool::TakePart(int thread, int64_t least, int64_t* begin, int64_t* end) {
+  const auto some = [least](int64_t left) { return std::min(left, std::max(least, left / 4)); };
+  std::atomic<uint64_t>& own = shares_[static_cast<size_t>(thread)].left;
+  uint64_t range = own.load(std::memory_order_relaxed);
+  while (RangeBegin(range) < RangeEnd(range)) {
+    const int64_t first = RangeBegin(range), last = RangeEnd(range);
+    const int64_t next = first + some(last - first);
+    // Relaxed: a part's data were published by the start of the region, its results are by its end.
+    if (own.compare_exchange_weak(range, PackRange(next, last), std::memory_order_relaxed)) {
+      *begin = first;
+      *end = next;
+      return true;
+    }
+  }
+  while (true) {
+    std::atomic<uint64_t>* fullest = nullptr;
+    uint64_t most = 0;
+    for (int i = 0; i < num_threads_; ++i) {
+      std::atomic<uint64_t>& other = shares_[static_cast<size_t>(i)].left;
+      const uint64_t left = other.load(std::memory_order_relaxed);
+      if (RangeEnd(left) - RangeBegin(left) > RangeEnd(most) - RangeBegin(most)) {
+        fullest = &other;
+        most = left;
+      }
+    }
+    if (fullest == nullptr) return false;
+    const int64_t first = RangeBegin(most), last = RangeEnd(most);
+    const int64_t next = last - some(last - first);
+    if (fullest->compare_exchange_weak(most, PackRange(first, next), std::memory_order_relaxed)) {
+      *begin = next;
+      *end = last;
+      return true;
+    }
+  }
 }
 
 void ThreadPool::RunErased(Function function, void* context) {

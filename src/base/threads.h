@@ -1,5 +1,7 @@
-// A fixed pool of pinned compute threads with static partitions. Parallel regions allocate nothing
-// and cost about a microsecond: workers spin for a short while before they sleep.
+// A fixed pool of pinned compute threads. Work is dealt out in fixed shares, which keep their data in
+// the same caches from op to op; a thread that is done takes from the others' shares, as cores are
+// not equally fast where neighbours use the other half of a core, or a host takes one away. Parallel
+// regions allocate nothing and cost about a microsecond: workers spin for a while before they sleep.
 #pragma once
 
 #include <atomic>
@@ -35,9 +37,36 @@ class ThreadPool {
               const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
-  // Splits [0, n) into one contiguous range a thread and calls fn(begin, end) on each that is not
-  // empty. Where the cuts fall depends on the number of threads, so results must not: each index
-  // has to be independent of the others.
+  // Deals items [0, n) out in one contiguous share a thread and calls fn(thread, begin, end) on parts
+  // of the shares until nothing is left. A thread takes from the front of its own share, a quarter
+  // of what is left there and at least `least` items; once that is empty, from the back of the
+  // fullest other one. Which thread gets what depends on time, so results must not: each item has to
+  // be independent of the others, and of where a part begins or ends. Under a WorkMeter each thread
+  // keeps its share, whole.
+  template <class Fn>
+  void RunShares(int64_t n, int64_t least, Fn&& fn) {
+    if (n <= 0) return;
+    if (num_threads_ == 1 || n <= least) {
+      RunAlone(static_cast<double>(n), [&] { fn(0, int64_t{0}, n); });
+      return;
+    }
+    if (internal::work_meter != nullptr || n > kMostShared) {
+      Run([&](int thread) {
+        const int64_t begin = n * thread / num_threads_, end = n * (thread + 1) / num_threads_;
+        if (begin >= end) return;
+        CountPart(thread, static_cast<double>(end - begin));
+        fn(thread, begin, end);
+      });
+      return;
+    }
+    DealShares(n);
+    Run([&](int thread) {
+      int64_t begin = 0, end = 0;
+      while (TakePart(thread, least, &begin, &end)) fn(thread, begin, end);
+    });
+  }
+
+  // Splits [0, n) over the threads as RunShares does and calls fn(begin, end).
   template <class Fn>
   void ParallelFor(int64_t n, Fn&& fn) {
     ParallelForGrain(n, 1, fn);
@@ -46,19 +75,15 @@ class ThreadPool {
   // The same with cuts at multiples of `grain`.
   template <class Fn>
   void ParallelForGrain(int64_t n, int64_t grain, Fn&& fn) {
-    if (n <= 0) return;
     const int64_t blocks = (n + grain - 1) / grain;
-    if (num_threads_ == 1 || blocks == 1) {
+    if (blocks == 1) {
       RunAlone(static_cast<double>(n), [&] { fn(int64_t{0}, n); });
       return;
     }
-    Run([&](int thread) {
-      const int64_t begin = blocks * thread / num_threads_ * grain;
-      int64_t end = blocks * (thread + 1) / num_threads_ * grain;
-      if (end > n) end = n;
-      if (begin >= end) return;
-      CountPart(thread, static_cast<double>(end - begin));
-      fn(begin, end);
+    const int64_t least = blocks / (num_threads_ * int64_t{32});
+    RunShares(blocks, least > 1 ? least : 1, [&](int, int64_t first, int64_t last) {
+      const int64_t end = last * grain;
+      fn(first * grain, end < n ? end : n);
     });
   }
 
@@ -78,12 +103,22 @@ class ThreadPool {
  private:
   using Function = void (*)(void* context, int thread);
 
+  // Items of a share lie in 32 bits.
+  static constexpr int64_t kMostShared = int64_t{1} << 31;
+  // What is left of a thread's share: begin in the low half, end in the high one.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+
+  void DealShares(int64_t n);
+  bool TakePart(int thread, int64_t least, int64_t* begin, int64_t* end);
   void RunErased(Function function, void* context);
   void RunOnAll(Function function, void* context);
   void WorkerLoop(int thread);
 
   int num_threads_ = 1;
   std::vector<std::thread> workers_;
+  std::unique_ptr<Share[]> shares_;
   Function function_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint64_t> generation_{0};

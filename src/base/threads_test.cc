@@ -52,6 +52,40 @@ TEST(ThreadPoolTest, RangesCoverEveryIndexOnceAndKeepTheGrain) {
   }
 }
 
+TEST(ThreadPoolTest, SharesCoverEveryItemOnce) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (const int64_t n : {0, 1, 3, 10, 1000}) {
+      for (const int64_t least : {1, 4, 2000}) {
+        std::vector<std::atomic<int>> seen(static_cast<size_t>(n));
+        std::atomic<int> bad{0};
+        pool.RunShares(n, least, [&](int thread, int64_t begin, int64_t end) {
+          if (thread < 0 || thread >= threads || begin >= end) bad.fetch_add(1);
+          for (int64_t i = begin; i < end; ++i) seen[static_cast<size_t>(i)].fetch_add(1);
+        });
+        EXPECT_EQ(bad.load(), 0);
+        for (const std::atomic<int>& count : seen) ASSERT_EQ(count.load(), 1) << "n=" << n;
+      }
+    }
+  }
+}
+
+TEST(ThreadPoolTest, AThreadThatIsDoneTakesFromTheOthers) {
+  ThreadPool pool(2);
+  constexpr int64_t kItems = 64;
+  std::atomic<int64_t> taken_by[2] = {};
+  pool.RunShares(kItems, 1, [&](int thread, int64_t begin, int64_t end) {
+    // Thread 0 stops in its first part until nothing but that part is left; thread 1 waits for it.
+    taken_by[thread].fetch_add(end - begin);
+    while (thread == 1 && taken_by[0].load() == 0) std::this_thread::yield();
+    while (thread == 0 && taken_by[0].load() + taken_by[1].load() < kItems) {
+      std::this_thread::yield();
+    }
+  });
+  EXPECT_EQ(taken_by[0].load(), kItems / 2 / 4);
+  EXPECT_EQ(taken_by[1].load(), kItems - kItems / 2 / 4);
+}
+
 TEST(ThreadPoolTest, WhatOneRegionWritesTheNextReads) {
   ThreadPool pool(3);
   constexpr int64_t kSize = 999;

@@ -344,6 +344,68 @@ TEST(Gemm, MatchesTheChainAcrossBlocks) {
   }
 }
 
+// Products large enough to be dealt out in shares that threads take from each other: B packed
+// together at once or in phases of k, one or several groups of columns, in every form and type.
+TEST(Gemm, SharesHaveTheBitsOfOneThread) {
+  struct Shape {
+    int64_t m, n, k;
+  };
+  uint64_t seed = 500;
+  for (const Shape& shape : {Shape{701, 300, 522}, Shape{61, 1500, 700}, Shape{1203, 65, 901},
+                             Shape{299, 280, 5001}, Shape{64, 4100, 1201}}) {
+    for (int i = 0; i < (kGridStride > 1 ? 2 : 6); ++i) {
+      Case test = WithOptions(shape.m, shape.n, shape.k, ++seed);
+      test.a_transposed = i % 2 == 0;
+      if (i % 3 == 0) test.packing = Packing::kNone;
+      SCOPED_TRACE(test.Name());
+      const Matrix a(test.a, test.a_transposed ? test.k : test.m,
+                     test.a_transposed ? test.m : test.k, test.pad, 1);
+      const Matrix b(test.b, test.b_transposed ? test.n : test.k,
+                     test.b_transposed ? test.k : test.n, test.pad, 2);
+      const Matrix c(test.c, test.m, test.n, test.pad, 3);
+      const Matrix bias(DType::kF32, 1, test.n, 0, 4);
+      GemmArgs args;
+      args.m = test.m;
+      args.n = test.n;
+      args.k = test.k;
+      args.a = {a.bytes.data(), test.a, a.ld, test.a_transposed};
+      args.b = {b.bytes.data(), test.b, b.ld, test.b_transposed};
+      args.c_dtype = test.c;
+      args.ldc = c.ld;
+      args.accumulate = test.accumulate;
+      args.bias = test.bias ? reinterpret_cast<const float*>(bias.bytes.data()) : nullptr;
+      args.epilogue = test.epilogue;
+      args.compute = test.compute;
+      for (const Variant& variant : Variants()) {
+        SCOPED_TRACE(variant.name);
+        const DType storage = test.packing == Packing::kBf16 ? DType::kBf16 : DType::kF32;
+        const AlignedBytes packed(
+            variant.table.packed_b_bytes(test.k, test.n, storage, test.compute));
+        if (test.packing != Packing::kNone) {
+          variant.table.pack_b(args.b, test.k, test.n, storage, test.compute, packed.data, Pool(3));
+          args.packed_b = packed.data;
+        }
+        Matrix first = c, first_before = c;
+        for (int threads = 1; threads <= 3; ++threads) {
+          Matrix out = c, before = c;
+          args.c = out.bytes.data();
+          args.pre_activation = test.pre_activation ? before.bytes.data() : nullptr;
+          variant.table.gemm(args, Workspace(), Pool(threads));
+          if (threads == 1) {
+            first = out;
+            first_before = before;
+            EXPECT_NE(first.bytes, c.bytes);
+          } else {
+            ASSERT_EQ(first.bytes, out.bytes) << threads << " threads differ from one";
+            ASSERT_EQ(first_before.bytes, before.bytes) << threads << " threads differ from one";
+          }
+        }
+        args.packed_b = nullptr;
+      }
+    }
+  }
+}
+
 TEST(Gemm, EmptySums) {
   for (const DType out : {DType::kF32, DType::kBf16}) {
     Case test;

@@ -1,8 +1,10 @@
 // Matrix products for one instruction set.
 //
-// Each thread owns a rectangle of C and computes it alone, from its own packed copies of the parts
-// of A and B that it needs: no barrier inside a call, and no element's chain of additions depends
-// on the cut. Inside a rectangle (Goto and van de Geijn's blocking):
+// Rectangles of C are computed by one thread each, from its own packed copies of the parts of A and
+// B that it needs, and no element's chain of additions depends on the cut. Large products are dealt
+// out in shares that a thread which is done takes from (ThreadPool::RunShares); B is then packed
+// first, by all threads together, unless it came packed. Others have one rectangle a thread and no
+// barrier. Inside a rectangle (Goto and van de Geijn's blocking):
 //   rows in blocks of A (last-level cache) -> columns -> k in blocks of kBlockK -> columns in
 //   blocks of which B's part stays in L2 -> slivers of kMR rows -> slivers of kNR columns ->
 //   registers.
@@ -27,6 +29,8 @@ constexpr int64_t kWordsPartial = int64_t{1} << 20;
 constexpr int64_t kGroupRows = 4 * kMR;
 constexpr int64_t kSlack = 64;  // Whole vectors are stored past the last sliver.
 constexpr int64_t kThreadWords = kWordsA + kWordsB + kWordsPartial + 3 * kSlack;
+// Words of what all threads pack together, after those of the threads.
+constexpr int64_t kWordsShared = int64_t{2} << 20;
 static_assert(kSmallWords <= kThreadWords);
 
 // Below this many multiply-adds a thread the start of a parallel region costs more than it brings.
@@ -41,6 +45,7 @@ struct PackedHeader {
   int64_t unused[3];
 };
 static_assert(sizeof(PackedHeader) == 64);
+constexpr int64_t kHeaderWords = sizeof(PackedHeader) / 4;
 constexpr uint64_t kPackedMagic = 0x3142446b63615054;  // "TPackDB1"
 
 constexpr Word StorageWord(DType storage) {
@@ -71,9 +76,14 @@ struct Method {
   bool widen_packed = false;         // pairs are widened into the block of B first
 };
 
+// The shape of a B that is packed as a whole.
+const PackedHeader* HeaderOf(const void* packed_b) {
+  return static_cast<const PackedHeader*>(packed_b);
+}
+
 Method ChooseMethod(const GemmArgs& args, int64_t rows_per_thread) {
   Method method;
-  const PackedHeader* header = static_cast<const PackedHeader*>(args.packed_b);
+  const PackedHeader* header = HeaderOf(args.packed_b);
   const bool pairs_b = header != nullptr ? static_cast<Word>(header->word) == Word::kPair
                                          : args.b.dtype == DType::kBf16;
   if (header != nullptr) method.packed = reinterpret_cast<const uint32_t*>(header + 1);
@@ -190,7 +200,7 @@ const uint32_t* PrepareB(const GemmArgs& args, const Method& method, int64_t col
     PackBBlock(args.b, args.n, col, cols, k_begin, k, method.word_b, *sliver_words, buffer);
     return buffer;
   }
-  const PackedHeader* header = static_cast<const PackedHeader*>(args.packed_b);
+  const PackedHeader* header = HeaderOf(args.packed_b);
   const Word stored = static_cast<Word>(header->word);
   const int64_t stored_words = WordSteps(stored, args.k) * kNR;
   const uint32_t* slivers =
@@ -395,9 +405,109 @@ void* ThreadWorkspace(void* workspace, int64_t thread) {
   return static_cast<uint32_t*>(workspace) + thread * kThreadWords;
 }
 
+// ---------------------------------------------------------------------------- shares of a product
+
+// How a product is dealt out: items are slivers of kMR rows within one of `groups` of columns.
+struct Deal {
+  int64_t row_slivers = 0, col_slivers = 0, groups = 1;
+  int64_t least = 1;    // items that are worth taking at a time
+  int64_t phase_k = 0;  // steps of k whose B is packed together; all where B came packed
+};
+
+// Multiply-adds that a thread needs to gain from shares, those of the least part, and those of a
+// thread in a phase.
+constexpr double kSharedWork = 4e6, kLeastWork = 4e6, kPhaseWork = 1e8;
+constexpr int64_t kLeastSlivers = 2;
+constexpr int64_t kGroupSlivers = 256 / kNR;  // columns of a group, at least
+
+// Whether shares pay, and how they are cut: a part costs a packing of its rows of A for each group
+// of columns, so there is one group unless that leaves too few parts.
+bool ChooseDeal(const GemmArgs& args, int threads, Deal* deal) {
+  const double work = static_cast<double>(args.m) * static_cast<double>(args.n) *
+                      static_cast<double>(args.k);
+  if (threads == 1 || args.symmetric || work < kSharedWork * threads) return false;
+  deal->row_slivers = CeilDiv(args.m, kMR);
+  deal->col_slivers = CeilDiv(args.n, kNR);
+  const int64_t wanted = int64_t{8} * kLeastSlivers * threads;  // items
+  const int64_t most = Larger(1, deal->col_slivers / kGroupSlivers);
+  deal->groups = Smaller(most, CeilDiv(wanted, deal->row_slivers));
+  const int64_t items = deal->row_slivers * deal->groups;
+  if (items < 2 * kLeastSlivers * threads) return false;
+  const double item_work = work / static_cast<double>(items);
+  deal->least = Larger(kLeastSlivers, static_cast<int64_t>(kLeastWork / item_work));
+  deal->phase_k = args.k;
+  if (args.packed_b != nullptr) return true;
+  int64_t fit = (kWordsShared - kHeaderWords) / (deal->col_slivers * kNR);
+  if (args.a.transposed) {
+    // A part reads short runs of many rows of A; the next part continues them, which is cheap only
+    // while the rows of a phase, a page each, are still known to the processor.
+    fit = Smaller(fit, static_cast<int64_t>(kPhaseWork * threads * static_cast<double>(args.k) / work));
+    fit = Larger(fit, kBlockK);
+  }
+  fit = fit / kBlockK * kBlockK;
+  if (fit == 0) return false;
+  deal->phase_k = Smaller(args.k, RoundUp(CeilDiv(args.k, CeilDiv(args.k, fit)), kBlockK));
+  // Between phases the chains rest in C.
+  return deal->phase_k == args.k || args.c_dtype == DType::kF32;
+}
+
+// The items [begin, end) of a deal: ranges of rows in one or several groups of columns.
+void RunItems(const GemmArgs& args, const Method& method, const Deal& deal, int64_t begin,
+              int64_t end, void* workspace) {
+  while (begin < end) {
+    const int64_t group = begin / deal.row_slivers, first = begin % deal.row_slivers;
+    const int64_t last = Smaller(deal.row_slivers, first + end - begin);
+    const int64_t col = deal.col_slivers * group / deal.groups * kNR;
+    const int64_t col_end =
+        Smaller(args.n, deal.col_slivers * (group + 1) / deal.groups * kNR);
+    const int64_t row_end = Smaller(args.m, last * kMR);
+    RunRectangle(args, method,
+                 Rectangle{first * kMR, row_end - first * kMR, col, col_end - col}, workspace);
+    begin += last - first;
+  }
+}
+
+int64_t PackedBytes(int64_t k, int64_t n, DType storage, Compute compute);
+void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute compute,
+               void* packed, ThreadPool& pool);
+
+void RunDeal(const GemmArgs& args, const Deal& deal, void* workspace, ThreadPool& pool) {
+  const int64_t items = deal.row_slivers * deal.groups;
+  void* const shared = ThreadWorkspace(workspace, pool.num_threads());
+  for (int64_t k = 0; k == 0 || k < args.k; k += deal.phase_k) {
+    GemmArgs phase = args;
+    phase.k = Smaller(deal.phase_k, args.k - k);
+    if (args.packed_b == nullptr) {
+      const auto skip = [k](MatrixRef& x, bool rows) {
+        const int64_t elements = rows ? k * x.ld : k;
+        x.data = static_cast<const char*>(x.data) + elements * DTypeBytes(x.dtype);
+      };
+      skip(phase.a, args.a.transposed);
+      skip(phase.b, !args.b.transposed);
+      // Pairs only where they are multiplied as such; else bf16 is widened on the way.
+      const bool pairs = ChooseMethod(args, args.m).word_b == Word::kPair;
+      PackWhole(phase.b, phase.k, args.n, pairs ? DType::kBf16 : DType::kF32, args.compute, shared,
+                pool);
+      phase.packed_b = shared;
+      phase.accumulate = args.accumulate || k > 0;
+      if (k + phase.k < args.k) {
+        phase.bias = nullptr;
+        phase.epilogue = GemmEpilogue::kNone;
+        phase.pre_activation = nullptr;
+      }
+    }
+    const Method method = ChooseMethod(phase, args.m / pool.num_threads());
+    pool.RunShares(items, deal.least, [&](int thread, int64_t begin, int64_t end) {
+      RunItems(phase, method, deal, begin, end, ThreadWorkspace(workspace, thread));
+    });
+  }
+}
+
 // ------------------------------------------------------------------------------------ the table
 
-int64_t WorkspaceBytes(int num_threads) { return num_threads * kThreadWords * 4; }
+int64_t WorkspaceBytes(int num_threads) {
+  return (num_threads * kThreadWords + (num_threads > 1 ? kWordsShared + kSlack : 0)) * 4;
+}
 
 void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   if (TakesSmallPath(args)) {
@@ -418,6 +528,11 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
         RunSmall(args, begin, end, static_cast<float*>(ThreadWorkspace(workspace, thread)));
       }
     });
+    return;
+  }
+  Deal deal;
+  if (ChooseDeal(args, pool.num_threads(), &deal)) {
+    RunDeal(args, deal, workspace, pool);
     return;
   }
   const Cut cut = ChooseCut(args, pool.num_threads());
@@ -486,9 +601,16 @@ void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute 
   *header = PackedHeader{kPackedMagic, k, n, kNR, static_cast<int64_t>(word), {}};
   uint32_t* words = reinterpret_cast<uint32_t*>(header + 1);
   const int64_t sliver_words = WordSteps(word, k) * kNR;
-  pool.ParallelForGrain(n, kNR, [&](int64_t begin, int64_t end) {
-    PackBBlock(b, n, begin, end - begin, 0, k, word, sliver_words,
-               words + begin / kNR * sliver_words);
+  const int64_t col_slivers = CeilDiv(n, kNR), blocks_k = Larger(1, CeilDiv(k, kBlockK));
+  pool.ParallelFor(col_slivers * blocks_k, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t block = begin / col_slivers, first = begin % col_slivers;
+      const int64_t last = Smaller(col_slivers, first + end - begin);
+      const int64_t col = first * kNR, step = block * kBlockK;
+      PackBBlock(b, n, col, Smaller(n, last * kNR) - col, step, Smaller(kBlockK, k - step), word,
+                 sliver_words, words + first * sliver_words + WordSteps(word, step) * kNR);
+      begin += last - first;
+    }
   });
 }
 

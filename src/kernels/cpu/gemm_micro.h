@@ -80,31 +80,47 @@ enum class Multiplier {
 // Rows whose word of A is broadcast into a register for all vectors; the others read it from memory
 // inside each multiply-add (AVX-512 can). The first costs an instruction a row, the second a load a
 // vector. Measured on a core whose other hardware thread is busy, where a step has half of the
-// instructions and half of the loads: 11 of 14 is best there (0.70 of peak, 0.62 with all 14) and
-// makes no difference on a core of its own (0.92).
+// instructions and half of the loads: 8 of 14 is best there (0.71 of peak; 0.69 with 11, 0.65 with
+// all 14) and makes no difference on a core of its own (0.92).
 #if defined(__AVX512F__)
-inline constexpr int kRegisterRows = 11;
+inline constexpr int kRegisterRows = 8;
 #else
 inline constexpr int kRegisterRows = kMR;
 #endif
+
+// acc += a b. Written out for AVX-512, as g++ 12 takes other forms of the instruction too and then
+// copies accumulators between registers: a tenth more instructions.
+TESSERA_INLINE void FmaInPlace(F32& acc, F32 a, F32 b) {
+#if defined(__AVX512F__)
+  asm volatile("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+  acc = Fma(a, b, acc);
+#endif
+}
+// acc += *a b, the word read by the multiply-add itself where that exists.
+TESSERA_INLINE void FmaBroadcast(F32& acc, const float* a, F32 b) {
+#if defined(__AVX512F__)
+  asm volatile("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*a));
+#else
+  acc = Fma(BroadcastFloat(a), b, acc);
+#endif
+}
 
 template <int kRows, int kVectors>
 struct Tile {
   F32 acc[kRows][kVectors];
 
-  // `again` equals a, unknown to the compiler, which else would load a word once for both vectors.
-  TESSERA_INLINE void Multiply(const float* a, const float* again, const F32 (&b)[kVectors]) {
+  TESSERA_INLINE void Multiply(const float* a, const F32 (&b)[kVectors]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       if (kVectors == 2 && i >= kRegisterRows) {
-        acc[i][0] = Fma(BroadcastFloat(a + i), b[0], acc[i][0]);
-        acc[i][kVectors - 1] =
-            Fma(BroadcastFloat(again + i), b[kVectors - 1], acc[i][kVectors - 1]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) FmaBroadcast(acc[i][v], a + i, b[v]);
         continue;
       }
       const F32 word = BroadcastFloat(a + i);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(word, b[v], acc[i][v]);
+      for (int v = 0; v < kVectors; ++v) FmaInPlace(acc[i][v], word, b[v]);
     }
   }
 
@@ -200,8 +216,6 @@ void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, in
     });
   } else {
     const float* a = static_cast<const float*>(a_sliver);
-    const float* again = a;
-    asm("" : "+r"(again));
     if constexpr (kMul == Multiplier::kFloat) {
       const float* b = static_cast<const float*>(b_sliver);
       RunSteps<kRows>(
@@ -209,9 +223,8 @@ void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, in
             F32 vectors[kVectors];
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) vectors[v] = Load(b + v * kLanes);
-            tile.Multiply(a, again, vectors);
+            tile.Multiply(a, vectors);
             a += kRows;
-            again += kRows;
             b += kNR;
           });
     } else {
@@ -223,22 +236,21 @@ void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, in
             for (int v = 0; v < kVectors; ++v) {
               vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
             }
-            tile.Multiply(a, again, vectors);
+            tile.Multiply(a, vectors);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
               vectors[v] = FromBits(LoadWords(b + v * kLanes) & 0xffff0000u);
             }
-            tile.Multiply(a + kRows, again + kRows, vectors);
+            tile.Multiply(a + kRows, vectors);
             a += 2 * kRows;
-            again += 2 * kRows;
-            b += kNR;
+                b += kNR;
           });
       if (k % 2 != 0) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           vectors[v] = FromBits(LoadWords(b + v * kLanes) << 16);
         }
-        tile.Multiply(a, again, vectors);
+        tile.Multiply(a, vectors);
       }
     }
   }
