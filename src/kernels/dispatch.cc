@@ -46,8 +46,16 @@ void NormForward(const NormForwardArgs& args, ThreadPool& pool) {
   TESSERA_CHECK(args.residual == nullptr || args.sum != nullptr);
   ActiveTable().norm_forward(args, pool);
 }
-void NormBackward(const NormBackwardArgs& args, ThreadPool& pool) {
-  ActiveTable().norm_backward(args, pool);
+int64_t NormBackwardWorkspaceBytes(int64_t rows, int64_t width, int64_t sequence) {
+  if (sequence <= 0) sequence = rows;
+  if (rows <= 0) return 0;
+  const int64_t sequences = (rows + sequence - 1) / sequence;
+  const int64_t runs = sequences * ((sequence + kNormRun - 1) / kNormRun);
+  return runs * 2 * width * static_cast<int64_t>(sizeof(float));
+}
+void NormBackward(const NormBackwardArgs& args, void* workspace, ThreadPool& pool) {
+  TESSERA_CHECK(workspace != nullptr || (args.dgain == nullptr && args.dbias == nullptr));
+  ActiveTable().norm_backward(args, workspace, pool);
 }
 void ActivationForward(const ActivationArgs& args, ThreadPool& pool) {
   ActiveTable().activation_forward(args, pool);

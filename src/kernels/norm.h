@@ -5,8 +5,9 @@
 // Backward with q = dy g: dx = rstd (q - mean(q) - xh mean(q xh)), without mean(q) for RMSNorm;
 // dg += dy xh; db += dy.
 // Traffic: forward reads x (and residual) and writes y (and sum); backward reads x, dy, dx and
-// writes dx. Gains' gradients are chains over rows in increasing order, continued from the values
-// in dgain and dbias: bits depend neither on threads nor on how rows are cut into calls.
+// writes dx. Gains' gradients: the rows of a run of kNormRun add their terms in increasing order from
+// zero, then runs' sums are added in increasing order to the values in dgain and dbias. Runs start
+// with each sequence, so bits depend neither on threads nor on which sequences share a call.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,8 @@
 #include "tensor/dtype.h"
 
 namespace tessera::kernels {
+
+inline constexpr int64_t kNormRun = 32;
 
 enum class NormKind { kLayerNorm, kRmsNorm };
 
@@ -39,6 +42,7 @@ struct NormForwardArgs {
 struct NormBackwardArgs {
   NormKind kind = NormKind::kLayerNorm;
   int64_t rows = 0, width = 0;
+  int64_t sequence = 0;      // rows of a sequence; 0 where the rows are one
   DType dtype = DType::kF32;
   const void* x = nullptr;   // the norm's input (sum in the fused form)
   const void* dy = nullptr;
@@ -51,6 +55,9 @@ struct NormBackwardArgs {
 };
 
 void NormForward(const NormForwardArgs& args, ThreadPool& pool);
-void NormBackward(const NormBackwardArgs& args, ThreadPool& pool);
+// Bytes that NormBackward needs in `workspace` where dgain or dbias is asked for: two rows of fp32 a
+// run. `sequence` as in NormBackwardArgs.
+int64_t NormBackwardWorkspaceBytes(int64_t rows, int64_t width, int64_t sequence);
+void NormBackward(const NormBackwardArgs& args, void* workspace, ThreadPool& pool);
 
 }  // namespace tessera::kernels

@@ -11,7 +11,7 @@ struct Case {
   int64_t rows = 0, width = 0;
   DType dtype = DType::kF32;
   bool gain = true, bias = true, residual = false, accumulate = false;
-  int64_t offset = 0;
+  int64_t offset = 0, sequence = 0;
 };
 
 struct Outputs {
@@ -71,7 +71,10 @@ Outputs RunOp(const Case& c, const Inputs& in, ThreadPool& pool, int64_t cut) {
     backward.accumulate_dx = c.accumulate;
     if (c.gain) backward.dgain = static_cast<float*>(dgain.data());
     if (c.bias) backward.dbias = static_cast<float*>(dbias.data());
-    NormBackward(backward, pool);
+    backward.sequence = c.sequence;
+    std::vector<std::byte> workspace(
+        static_cast<size_t>(NormBackwardWorkspaceBytes(backward.rows, c.width, c.sequence)));
+    NormBackward(backward, workspace.data(), pool);
   }
   for (const Buffer* buffer : {&x, &residual, &sum, &y, &dy, &dx, &gain, &bias, &dgain, &dbias,
                                &mean, &rstd}) {
@@ -169,16 +172,19 @@ TEST(Norm, WidthOneOfLayerNormIsTheBias) {
   });
 }
 
-TEST(Norm, BitsDependNeitherOnThreadsNorOnTheCutIntoCalls) {
+TEST(Norm, BitsDependNeitherOnThreadsNorOnTheSequencesOfACall) {
   ForEachIsa([] {
     for (const NormKind kind : {NormKind::kLayerNorm, NormKind::kRmsNorm}) {
       for (const DType dtype : kDTypes) {
-        const Case c = {kind, 150, 257, dtype, true, true, true, true, 1};
-        const Inputs in = InputsOf(c);
-        const Outputs want = RunOp(c, in, PoolOf(1), c.rows);
-        for (const int threads : {1, 2, 3}) {
-          for (const int64_t cut : {int64_t{150}, int64_t{41}, int64_t{7}}) {
-            EXPECT_TRUE(RunOp(c, in, PoolOf(threads), cut) == want) << threads << " " << cut;
+        for (const int64_t sequence : {7, 32, 50}) {
+          Case c = {kind, 3 * sequence, 257, dtype, true, true, true, true, 1};
+          c.sequence = sequence;
+          const Inputs in = InputsOf(c);
+          const Outputs want = RunOp(c, in, PoolOf(1), c.rows);
+          for (const int threads : {1, 2, 3}) {
+            for (const int64_t cut : {c.rows, 2 * sequence, sequence}) {
+              EXPECT_TRUE(RunOp(c, in, PoolOf(threads), cut) == want) << threads << " " << cut;
+            }
           }
         }
       }

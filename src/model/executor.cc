@@ -171,6 +171,7 @@ Executor::Call Executor::Bind(const Op& op) const {
       args.kind = config.norm;
       args.rows = rows;
       args.width = config.d_model;
+      args.sequence = length;
       args.dtype = dtype_;
       args.x = At(op.x);
       args.dy = At(op.dy);
@@ -393,7 +394,7 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context,
         } else if constexpr (std::is_same_v<Args, kernels::NormForwardArgs>) {
           kernels::NormForward(args, pool);
         } else if constexpr (std::is_same_v<Args, kernels::NormBackwardArgs>) {
-          kernels::NormBackward(args, pool);
+          kernels::NormBackward(args, memory_.workspace, pool);
         } else if constexpr (std::is_same_v<Args, LinearCall>) {
           Timed(forms, 0, 1, [&] { kernels::Gemm(args.gemm, memory_.workspace, pool); });
           if (args.dbias != nullptr) {

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/norm.h"
 #include "kernels/optimizer.h"
 
 namespace tessera {
@@ -103,6 +104,11 @@ Layout ComputeLayout(const ModelConfig& config, const PlanOptions& options,
       std::max(layout.workspace_bytes, kernels::AttentionWorkspaceBytes(shape, threads));
 
   if (options.training) {
+    if (config.norm_gain || config.biases) {
+      layout.workspace_bytes = std::max(
+          layout.workspace_bytes, kernels::NormBackwardWorkspaceBytes(
+                                      program.tokens, config.d_model, options.sequence_length));
+    }
     layout.workspace_bytes = std::max(
         layout.workspace_bytes,
         kernels::SumSquaresPartials(layout.value_elements) * static_cast<int64_t>(sizeof(double)));

@@ -115,7 +115,7 @@ class PairFit {
     kernels::NormBackward({.kind = options_.norm, .rows = rows(), .width = width, .x = x_.data(),
                            .dy = dy_.data(), .mean = mean_.data(), .rstd = rstd_.data(),
                            .dx = dx_.data()},
-                          pool_);
+                          nullptr, pool_);
     Update(iteration, x_, dx_, m_x_, v_x_);
     Update(iteration, std::span<float>(head_, Size(vocab * width)), d_head_, m_head_, v_head_);
     double loss = 0;

@@ -226,7 +226,10 @@ Body NormBackwardCase(kernels::NormKind kind) {
   args.accumulate_dx = true;
   args.dgain = Values(kWidth);
   if (kind == kernels::NormKind::kLayerNorm) args.dbias = Values(kWidth);
-  return [args] { kernels::NormBackward(args, Pool()); };
+  const int64_t bytes = kernels::NormBackwardWorkspaceBytes(args.rows, args.width, args.sequence);
+  return [args, workspace = Values(bytes / 4)] {
+    kernels::NormBackward(args, workspace, Pool());
+  };
 }
 
 Body ActivationCase(kernels::Activation activation, bool gated, bool backward) {

@@ -1,5 +1,4 @@
-// LayerNorm and RMSNorm. Rows are independent; gains' gradients are chains over rows, one thread a
-// block of columns.
+// LayerNorm and RMSNorm, rows in parallel; see norm.h for the order of the sums over rows.
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
@@ -79,116 +78,138 @@ void Forward(const NormForwardArgs& args, ThreadPool& pool) {
   }
 }
 
-template <class T, NormKind kKind>
-void BackwardRow(const NormBackwardArgs& args, int64_t row) {
+// Rows [row, row + kRows): dx and, with kGains, their terms of the gains' gradients, added in the
+// order of the rows.
+template <class T, NormKind kKind, bool kGains, int kRows>
+TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, float* dgain, float* dbias) {
+  constexpr bool kLayer = kKind == NormKind::kLayerNorm;
   const int64_t width = args.width;
   const T* x = static_cast<const T*>(args.x) + row * width;
   const T* dy = static_cast<const T*>(args.dy) + row * width;
   T* dx = static_cast<T*>(args.dx) + row * width;
   const float* gain = args.gain;
-  const float mean = kKind == NormKind::kLayerNorm ? args.mean[row] : 0.0f;
-  const F32 rstd = Set(args.rstd[row]);
-  float sums[2] = {0, 0};  // of q xh and, for LayerNorm, of q
-  Reduce<2>(width, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-    F32 q = Load(dy + i, part);
-    if (gain != nullptr) q = q * Load(gain + i, part);
-    const F32 xh = (Load(x + i, part, mean) - mean) * rstd;
-    acc[0] = Fma(q, xh, acc[0]);
-    if constexpr (kKind == NormKind::kLayerNorm) acc[1] = acc[1] + q;
-  });
-  const F32 mean_qx = Set(sums[0] / static_cast<float>(width));
-  const F32 mean_q = Set(sums[1] / static_cast<float>(width));
+  float mean[kRows] = {};
+  F32 rstd[kRows], mean_qx[kRows], mean_q[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    if (kLayer) mean[r] = args.mean[row + r];
+    rstd[r] = Set(args.rstd[row + r]);
+    float sums[2] = {0, 0};  // of q xh and, for LayerNorm, of q
+    Reduce<2>(width, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+      F32 q = Load(dy + r * width + i, part);
+      if (gain != nullptr) q = q * Load(gain + i, part);
+      const F32 xh = (Load(x + r * width + i, part, mean[r]) - mean[r]) * rstd[r];
+      acc[0] = Fma(q, xh, acc[0]);
+      if constexpr (kLayer) acc[1] = acc[1] + q;
+    });
+    mean_qx[r] = Set(sums[0] / static_cast<float>(width));
+    mean_q[r] = Set(sums[1] / static_cast<float>(width));
+  }
   const bool accumulate = args.accumulate_dx;
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    F32 q = Load(dy + i, part);
-    if (gain != nullptr) q = q * Load(gain + i, part);
-    const F32 xh = (Load(x + i, part) - mean) * rstd;
-    if constexpr (kKind == NormKind::kLayerNorm) q = q - mean_q;
-    F32 d = rstd * Fma(-xh, mean_qx, q);
-    if (accumulate) d = d + Load(dx + i, part);
-    Store(dx + i, d, part);
-  });
-}
-
-// Adds rows [first, last) to the gradients of columns [begin, end).
-template <class T, NormKind kKind>
-void BackwardColumns(const NormBackwardArgs& args, int64_t first, int64_t last, Range columns) {
-  const int64_t width = args.width;
-  const T* x = static_cast<const T*>(args.x);
-  const T* dy = static_cast<const T*>(args.dy);
-  float* dgain = args.dgain;
-  float* dbias = args.dbias;
-  const auto block = [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    F32 dg = dgain != nullptr ? Load(dgain + i, part) : Zero();
-    F32 db = dbias != nullptr ? Load(dbias + i, part) : Zero();
-    for (int64_t row = first; row < last; ++row) {
-      const F32 d = Load(dy + row * width + i, part);
-      if (dgain != nullptr) {
-        const float mean = kKind == NormKind::kLayerNorm ? args.mean[row] : 0.0f;
-        const F32 xh = (Load(x + row * width + i, part) - mean) * Set(args.rstd[row]);
+    const F32 g = gain != nullptr ? Load(gain + i, part) : Set(1.0f);
+    F32 dg = kGains ? Load(dgain + i, part) : Zero();
+    F32 db = kGains ? Load(dbias + i, part) : Zero();
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = r * width + i;
+      const F32 d = Load(dy + at, part);
+      const F32 xh = (Load(x + at, part) - mean[r]) * rstd[r];
+      if constexpr (kGains) {
         dg = Fma(d, xh, dg);
+        db = db + d;
       }
-      db = db + d;
+      F32 q = d * g;
+      if constexpr (kLayer) q = q - mean_q[r];
+      F32 v = rstd[r] * Fma(-xh, mean_qx[r], q);
+      if (accumulate) v = v + Load(dx + at, part);
+      Store(dx + at, v, part);
     }
-    if (dgain != nullptr) Store(dgain + i, dg, part);
-    if (dbias != nullptr) Store(dbias + i, db, part);
-  };
-  // Two vectors at a time hide the latency of the chains.
-  int64_t i = columns.begin;
-  if (dgain != nullptr) {
-    for (; i + 2 * kLanes <= columns.end; i += 2 * kLanes) {
-      F32 dg0 = Load(dgain + i), dg1 = Load(dgain + i + kLanes);
-      F32 db0 = dbias != nullptr ? Load(dbias + i) : Zero();
-      F32 db1 = dbias != nullptr ? Load(dbias + i + kLanes) : Zero();
-      for (int64_t row = first; row < last; ++row) {
-        const T* dys = dy + row * width + i;
-        const T* xs = x + row * width + i;
-        const float mean = kKind == NormKind::kLayerNorm ? args.mean[row] : 0.0f;
-        const F32 rstd = Set(args.rstd[row]);
-        const F32 d0 = Load(dys), d1 = Load(dys + kLanes);
-        dg0 = Fma(d0, (Load(xs) - mean) * rstd, dg0);
-        dg1 = Fma(d1, (Load(xs + kLanes) - mean) * rstd, dg1);
-        db0 = db0 + d0;
-        db1 = db1 + d1;
-      }
-      Store(dgain + i, dg0);
-      Store(dgain + i + kLanes, dg1);
-      if (dbias != nullptr) {
-        Store(dbias + i, db0);
-        Store(dbias + i + kLanes, db1);
-      }
-    }
-  }
-  ForVectors(i, columns.end, block);
-}
-
-// Neither part writes what the other reads, so threads need no barrier between them; they go
-// through the rows together in chunks, so that the second part finds x and dy in the cache.
-template <class T, NormKind kKind>
-void BackwardAll(const NormBackwardArgs& args, ThreadPool& pool) {
-  ParallelParts(pool, args.rows * args.width, [&](int part, int parts) {
-    const Range columns = PartOf(args.width, kColumnGrain, part, parts);
-    const bool has_columns = args.dgain != nullptr || args.dbias != nullptr;
-    const int64_t chunk = kColumnRows * parts;
-    for (int64_t first = 0; first < args.rows; first += chunk) {
-      const int64_t last = first + chunk < args.rows ? first + chunk : args.rows;
-      const Range rows = PartOf(last - first, 1, part, parts);
-      for (int64_t row = first + rows.begin; row < first + rows.end; ++row) {
-        BackwardRow<T, kKind>(args, row);
-      }
-      if (has_columns) BackwardColumns<T, kKind>(args, first, last, columns);
+    if constexpr (kGains) {
+      Store(dgain + i, dg, part);
+      Store(dbias + i, db, part);
     }
   });
 }
 
-void Backward(const NormBackwardArgs& args, ThreadPool& pool) {
+// Runs of up to kNormRun rows that start with each sequence.
+struct Runs {
+  int64_t rows, sequence, in_sequence, count;
+
+  explicit Runs(const NormBackwardArgs& args)
+      : rows(args.rows),
+        sequence(args.sequence > 0 ? args.sequence : args.rows),
+        in_sequence((sequence + kNormRun - 1) / kNormRun),
+        count((rows + sequence - 1) / sequence * in_sequence) {}
+
+  int64_t First(int64_t run) const {
+    const int64_t first = run / in_sequence * sequence + run % in_sequence * kNormRun;
+    return first < rows ? first : rows;
+  }
+  int64_t Last(int64_t run) const {
+    const int64_t end = (run / in_sequence + 1) * sequence;
+    const int64_t last = run / in_sequence * sequence + (run % in_sequence + 1) * kNormRun;
+    const int64_t bound = end < rows ? end : rows;
+    return last < bound ? last : bound;
+  }
+};
+
+template <class T, NormKind kKind, bool kGains>
+void BackwardRange(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
+                   float* dbias) {
+  constexpr int kTogether = 4;
+  int64_t row = first;
+  for (; row + kTogether <= last; row += kTogether) {
+    BackwardRows<T, kKind, kGains, kTogether>(args, row, dgain, dbias);
+  }
+  for (; row < last; ++row) BackwardRows<T, kKind, kGains, 1>(args, row, dgain, dbias);
+}
+
+// Without gains' gradients rows are independent. With them each run of rows sums its terms into a
+// row of the workspace next to dx, while x and dy are in the nearest cache; then the runs' sums are
+// added in order, a block of columns a thread.
+template <class T, NormKind kKind>
+void BackwardAll(const NormBackwardArgs& args, void* workspace, ThreadPool& pool) {
+  const int64_t width = args.width;
+  if (args.dgain == nullptr && args.dbias == nullptr) {
+    ParallelRows(pool, args.rows, width, [&](int64_t begin, int64_t end) {
+      BackwardRange<T, kKind, false>(args, begin, end, nullptr, nullptr);
+    });
+    return;
+  }
+  const Runs runs(args);
+  const int64_t stride = 2 * width;  // of the gain's sums and the bias's
+  float* sums = static_cast<float*>(workspace);
+  ParallelRows(pool, runs.count, kNormRun * width, [&](int64_t begin, int64_t end) {
+    for (int64_t run = begin; run < end; ++run) {
+      float* dgain = sums + run * stride;
+      ForVectors(0, stride, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        Store(dgain + i, Zero(), part);
+      });
+      BackwardRange<T, kKind, true>(args, runs.First(run), runs.Last(run), dgain, dgain + width);
+    }
+  });
+  ParallelParts(pool, runs.count * stride, [&](int part, int parts) {
+    const Range columns = PartOf(width, kColumnGrain, part, parts);
+    const auto add = [&](const float* from, float* to) TESSERA_INLINE_LAMBDA {
+      if (to == nullptr) return;
+      ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {
+        F32 sum = Load(to + i, lanes);
+        for (int64_t run = 0; run < runs.count; ++run) sum = sum + Load(from + run * stride + i, lanes);
+        Store(to + i, sum, lanes);
+      });
+    };
+    add(sums, args.dgain);
+    add(sums + width, args.dbias);
+  });
+}
+
+void Backward(const NormBackwardArgs& args, void* workspace, ThreadPool& pool) {
   const bool layer = args.kind == NormKind::kLayerNorm;
   if (args.dtype == DType::kBf16) {
-    layer ? BackwardAll<bf16, NormKind::kLayerNorm>(args, pool)
-          : BackwardAll<bf16, NormKind::kRmsNorm>(args, pool);
+    layer ? BackwardAll<bf16, NormKind::kLayerNorm>(args, workspace, pool)
+          : BackwardAll<bf16, NormKind::kRmsNorm>(args, workspace, pool);
   } else {
-    layer ? BackwardAll<float, NormKind::kLayerNorm>(args, pool)
-          : BackwardAll<float, NormKind::kRmsNorm>(args, pool);
+    layer ? BackwardAll<float, NormKind::kLayerNorm>(args, workspace, pool)
+          : BackwardAll<float, NormKind::kRmsNorm>(args, workspace, pool);
   }
 }
 

@@ -34,7 +34,7 @@ struct KernelTable {
   void (*attention_decode)(const AttentionDecodeArgs&, void* workspace, ThreadPool&);
   // norm_kernels.cc
   void (*norm_forward)(const NormForwardArgs&, ThreadPool&);
-  void (*norm_backward)(const NormBackwardArgs&, ThreadPool&);
+  void (*norm_backward)(const NormBackwardArgs&, void* workspace, ThreadPool&);
   // activation_kernels.cc
   void (*activation_forward)(const ActivationArgs&, ThreadPool&);
   void (*activation_backward)(const ActivationArgs&, ThreadPool&);
