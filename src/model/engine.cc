@@ -290,7 +290,7 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
     const double elements = Impl::Dbl(s.layout.value_elements + s.layout.lookup_elements);
-    s.Timed(s.slots.clear, {0, 4 * elements, 0}, [&] {
+    s.Timed(s.slots.clear, {0, 4 * elements, 0, 4 * elements}, [&] {
       kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
       kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
     });

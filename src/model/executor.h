@@ -121,6 +121,8 @@ class Executor {
                ThreadPool& pool);
   static bool CountsParts(OpKind kind);
   OpForms FormsOf(const Op& op, OpProfile* profile) const;
+  // Bytes of the op's results that do not lie over one of its operands.
+  double FreshBytes(const Op& op) const;
   // Runs fn as the `portion` of a part's work.
   template <class Fn>
   void Timed(const OpForms* forms, size_t part, double portion, Fn&& fn) {
@@ -130,7 +132,9 @@ class Executor {
     }
     const OpWork& all = forms->work[part];
     profile_->Time(forms->slot[part], forms->layer,
-                   {all.flops * portion, all.bytes * portion, all.vector_ops * portion}, fn);
+                   {all.flops * portion, all.bytes * portion, all.vector_ops * portion,
+                    all.fresh_bytes * portion},
+                   fn);
   }
   kernels::GemmArgs LogitsProduct(const Op& op) const;
 

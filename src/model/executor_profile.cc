@@ -37,6 +37,16 @@ double ProductBytes(double m, double n, double k, double element_a, double eleme
 
 }  // namespace
 
+double Executor::FreshBytes(const Op& op) const {
+  double bytes = 0;
+  for (const BufferId id : {op.y, op.y2}) {
+    const bool read = id == op.x || id == op.x2 || id == op.dy || op.accumulate ||
+                      (op.kind == OpKind::kEmbedding && op.second && id == op.y);
+    if (id != kNone && !read) bytes += Dbl(program_.buffers[static_cast<size_t>(id)].bytes);
+  }
+  return bytes;
+}
+
 Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   const ModelConfig& config = plan_.config;
   const int64_t rows = program_.tokens;
@@ -45,7 +55,7 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   const std::string_view name = OpKindName(op.kind);
   OpForms forms;
   forms.layer = op.layer;
-  forms.work[0] = {op.flops, op.bytes, 0};
+  forms.work[0] = {op.flops, op.bytes, 0, FreshBytes(op)};
   const auto slot = [&](size_t part, std::string_view form, OpClass op_class) {
     forms.slot[part] = profile->AddSlot(name, form, op_class);
   };

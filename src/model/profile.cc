@@ -37,6 +37,7 @@ void OpProfile::Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_n
   row.work.flops += work.flops;
   row.work.bytes += work.bytes;
   row.work.vector_ops += work.vector_ops;
+  row.work.fresh_bytes += work.fresh_bytes;
   if (meter_ != nullptr) {
     row.busiest_work += meter_->busiest();
     row.mean_work += meter_->mean();
@@ -102,16 +103,26 @@ Status OpProfile::WriteTrace(const std::filesystem::path& path) const {
   return WriteFileAtomic(path, JsonText(Trace()) + "\n");
 }
 
-double OpLimits::GbpsAt(double bytes) const {
-  if (bandwidth.empty()) return 0;
-  if (bytes <= bandwidth.front().bytes) return bandwidth.front().gbps;
-  for (size_t i = 1; i < bandwidth.size(); ++i) {
-    const Bandwidth &low = bandwidth[i - 1], &high = bandwidth[i];
+double OpLimits::GbpsAt(const std::vector<Bandwidth>& measured, double bytes) {
+  if (measured.empty()) return 0;
+  if (bytes <= measured.front().bytes) return measured.front().gbps;
+  for (size_t i = 1; i < measured.size(); ++i) {
+    const Bandwidth &low = measured[i - 1], &high = measured[i];
     if (bytes > high.bytes) continue;
     const double at = std::log(bytes / low.bytes) / std::log(high.bytes / low.bytes);
     return low.gbps + at * (high.gbps - low.gbps);
   }
-  return bandwidth.back().gbps;
+  return measured.back().gbps;
+}
+
+double OpLimits::MovingSeconds(const OpWork& work, int64_t calls) const {
+  const double per_call = work.bytes / static_cast<double>(std::max<int64_t>(calls, 1));
+  const double copied = std::min(2 * work.fresh_bytes, work.bytes);
+  const auto seconds = [per_call](const std::vector<Bandwidth>& measured, double bytes) {
+    const double gbps = GbpsAt(measured, per_call);
+    return gbps > 0 ? bytes / (gbps * 1e9) : 0.0;
+  };
+  return seconds(copy_bandwidth, copied) + seconds(bandwidth, work.bytes - copied);
 }
 
 OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
@@ -123,20 +134,29 @@ OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
   Result<MemoryRegion> region = MemoryRegion::Allocate(kLargest, "measuring bandwidth", pool);
   if (!region.ok()) throw ErrorException(region.error());
   float* base = region->as<float>();
-  for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {
-    // y += a x over two arrays: three moved.
-    const int64_t n = bytes / 12 / 16 * 16;
-    float* y = base + n;
+  const auto measure = [](double moved, auto&& move) -> OpLimits::Bandwidth {
     double best = 1e30, spent = 0;
     for (int call = 0; call < 4 || (spent < 0.03 && call < 2000); ++call) {
       const int64_t begin = OpProfile::Now();
-      kernels::AddScaled(0.5f, base, y, n, pool);
+      move();
       const double seconds = 1e-9 * static_cast<double>(OpProfile::Now() - begin);
       best = std::min(best, seconds);
       spent += seconds;
     }
-    const double moved = 12.0 * static_cast<double>(n);
-    limits.bandwidth.push_back({moved, moved / best * 1e-9});
+    return {moved, moved / best * 1e-9};
+  };
+  for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {
+    // y += a x over two arrays moves three.
+    const int64_t third = bytes / 12 / 16 * 16;
+    limits.bandwidth.push_back(measure(12.0 * static_cast<double>(third), [&] {
+      kernels::AddScaled(0.5f, base, base + third, third, pool);
+    }));
+    const int64_t half = bytes / 8 / 16 * 16;
+    limits.copy_bandwidth.push_back(measure(8.0 * static_cast<double>(half), [&] {
+      pool.ParallelForGrain(half, 4096, [&](int64_t begin, int64_t end) {
+        std::copy(base + begin, base + end, base + half + begin);
+      });
+    }));
   }
   constexpr int kRegions = 20000;
   double best_region = 1e30;
@@ -167,12 +187,9 @@ Bound BoundOf(const OpProfile::Row& row, const OpLimits& limits) {
   const auto consider = [&bound](const char* name, double seconds) {
     if (seconds > bound.seconds) bound = {name, seconds};
   };
-  const double per_call = row.work.bytes / static_cast<double>(std::max<int64_t>(row.calls, 1));
   if (limits.gflops > 0) consider("compute", row.work.flops / (limits.gflops * 1e9));
   if (limits.vector_gops > 0) consider("vector", row.work.vector_ops / (limits.vector_gops * 1e9));
-  if (const double gbps = limits.GbpsAt(per_call); gbps > 0) {
-    consider("bandwidth", row.work.bytes / (gbps * 1e9));
-  }
+  consider("bandwidth", limits.MovingSeconds(row.work, row.calls));
   return bound;
 }
 
@@ -214,10 +231,13 @@ Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t ste
                    {"fraction_of_limit", bound.seconds / seconds},
                    {"share", share(row->seconds / count)}});
   }
-  Json bandwidth = Json::array();
-  for (const OpLimits::Bandwidth& one : limits.bandwidth) {
-    bandwidth.push_back({{"bytes", one.bytes}, {"gbps", one.gbps}});
-  }
+  const auto by_size = [](const std::vector<OpLimits::Bandwidth>& measured) {
+    Json list = Json::array();
+    for (const OpLimits::Bandwidth& one : measured) {
+      list.push_back({{"bytes", one.bytes}, {"gbps", one.gbps}});
+    }
+    return list;
+  };
   return {{"steps", steps},
           {"step_seconds", step},
           {"ops", std::move(ops)},
@@ -230,7 +250,8 @@ Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t ste
           {"limits",
            {{"gflops", limits.gflops},
             {"vector_gops", limits.vector_gops},
-            {"bandwidth", std::move(bandwidth)},
+            {"bandwidth", by_size(limits.bandwidth)},
+            {"copy_bandwidth", by_size(limits.copy_bandwidth)},
             {"empty_op_us", limits.region_us},
             {"record_us", limits.record_us}}}};
 }
@@ -259,11 +280,16 @@ std::string FormatProfile(const Json& profile) {
                       "ms a step\n",
                       sum("products"), sum("attention"), sum("other"), sum("uncounted"),
                       1e3 * number(profile, "step_seconds"));
-  text += fmt::format("limits of this run: {:.1f} GFLOP/s, {:.1f} G vector operations/s, GB/s",
+  text += fmt::format("limits of this run: {:.1f} GFLOP/s, {:.1f} G vector operations/s, GB/s updating",
                       number(limits, "gflops"), number(limits, "vector_gops"));
-  for (const Json& one : limits.at("bandwidth")) {
-    text += fmt::format(" {:.1f} at {:.1f} MB", number(one, "gbps"), 1e-6 * number(one, "bytes"));
-  }
+  const auto rates = [&](const char* key) {
+    for (const Json& one : limits.at(key)) {
+      text += fmt::format(" {:.1f} at {:.1f} MB", number(one, "gbps"), 1e-6 * number(one, "bytes"));
+    }
+  };
+  rates("bandwidth");
+  text += ", copying";
+  rates("copy_bandwidth");
   text += fmt::format("\nan op without work: {:.2f} us; counting a call: {:.3f} us\n",
                       number(limits, "empty_op_us"), number(limits, "record_us"));
   return text;

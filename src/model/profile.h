@@ -22,6 +22,7 @@ struct OpWork {
   double flops = 0;       // of products; a multiply-add is two
   double bytes = 0;       // every operand read once, every result written once
   double vector_ops = 0;  // fp32 vector instructions times lanes, of element-wise ops
+  double fresh_bytes = 0;  // those of `bytes` that are written to lines which the op does not read
 };
 
 enum class OpClass {
@@ -117,13 +118,18 @@ struct OpLimits {
     double bytes = 0;       // of the arrays that were moved
     double gbps = 0;        // read and written
   };
-  std::vector<Bandwidth> bandwidth;  // by growing size: small arrays stay in caches
+  // By growing size, as small arrays stay in caches: an array updated from another, where every line
+  // written was read; and an array copied to another, where memory also fetches the lines written.
+  std::vector<Bandwidth> bandwidth, copy_bandwidth;
   double region_us = 0;              // an empty parallel region: what an op without work costs
   double record_us = 0;              // what counting one call costs
   // Bandwidth for calls that move this much, between the sizes measured.
-  double GbpsAt(double bytes) const;
+  static double GbpsAt(const std::vector<Bandwidth>& measured, double bytes);
+  // The least time of `calls` calls that together move what `work` says: as much as is written fresh,
+  // and as much of what is read, at the rate of a copy, the rest at that of an update.
+  double MovingSeconds(const OpWork& work, int64_t calls) const;
 };
-// About a third of a second. `gflops` is the caller's best product.
+// About half a second. `gflops` is the caller's best product.
 OpLimits MeasureOpLimits(double gflops, ThreadPool& pool);
 
 // Rows beside the limits, with the largest first, and their sums. `steps` and `step_seconds` (of one

@@ -113,9 +113,13 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   limits.gflops = 100;
   limits.vector_gops = 50;
   limits.bandwidth = {{1e6, 100}, {1e8, 10}};
-  EXPECT_DOUBLE_EQ(limits.GbpsAt(1), 100);
-  EXPECT_DOUBLE_EQ(limits.GbpsAt(1e12), 10);
-  EXPECT_NEAR(limits.GbpsAt(1e7), 55, 1e-9);  // halfway on the logarithmic axis
+  limits.copy_bandwidth = {{1e6, 50}, {1e8, 5}};
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1), 100);
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1e12), 10);
+  EXPECT_NEAR(OpLimits::GbpsAt(limits.bandwidth, 1e7), 55, 1e-9);  // halfway on the logarithmic axis
+  // Of 4 GB one is written fresh: two are a copy.
+  EXPECT_NEAR(limits.MovingSeconds({0, 4e9, 0, 1e9}, 1), 2e9 / 5e9 + 2e9 / 10e9, 1e-12);
+  EXPECT_NEAR(limits.MovingSeconds({0, 4e9, 0, 4e9}, 4000), 4e9 / 50e9, 1e-12);
   const Json json = ProfileToJson(profile, limits, 1, 2.0);
   std::map<std::string, Json> ops;
   for (const Json& op : json.at("ops")) ops[op.at("op").get<std::string>()] = op;
@@ -134,7 +138,9 @@ TEST(Profile, MeasuresLimits) {
   ThreadPool pool(1);
   const OpLimits limits = MeasureOpLimits(100, pool);
   ASSERT_GE(limits.bandwidth.size(), 4u);
+  ASSERT_EQ(limits.copy_bandwidth.size(), limits.bandwidth.size());
   for (const OpLimits::Bandwidth& one : limits.bandwidth) EXPECT_GT(one.gbps, 0);
+  for (const OpLimits::Bandwidth& one : limits.copy_bandwidth) EXPECT_GT(one.gbps, 0);
   EXPECT_GT(limits.region_us, 0);
   EXPECT_GT(limits.record_us, 0);
 }
