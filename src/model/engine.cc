@@ -290,7 +290,7 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
     const double elements = Impl::Dbl(s.layout.value_elements + s.layout.lookup_elements);
-    s.Timed(s.slots.clear, {0, 4 * elements, 0, 4 * elements}, [&] {
+    s.Timed(s.slots.clear, {0, 4 * elements, 0}, [&] {
       kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
       kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
     });
@@ -519,6 +519,12 @@ void Engine::SetProfile(OpProfile* profile) {
                                                               : UpdateRule::kAdamW),
                         OpClass::kOther);
   s.slots.working = slot(kProfileOptimizer, "bf16 weights", OpClass::kOther);
+  // Gradients and states come from memory once a step, in pieces of any size.
+  constexpr double kFromMemory = 1e12;
+  profile->AddMoves(s.slots.clear, {{1, kFromMemory, true}});
+  for (const OpProfile::Slot once : {s.slots.merge, s.slots.norm, s.slots.update, s.slots.working}) {
+    profile->AddMoves(once, {{1, kFromMemory}});
+  }
   s.slots.pass = slot("forward and backward", "", OpClass::kPhase);
 }
 

@@ -121,8 +121,8 @@ class Executor {
                ThreadPool& pool);
   static bool CountsParts(OpKind kind);
   OpForms FormsOf(const Op& op, OpProfile* profile) const;
-  // Bytes of the op's results that do not lie over one of its operands.
-  double FreshBytes(const Op& op) const;
+  // What the element-wise op at `position` moves. `traffic` holds the bytes of all ops.
+  std::vector<OpMove> MovesOf(size_t position, const std::vector<double>& traffic) const;
   // Runs fn as the `portion` of a part's work.
   template <class Fn>
   void Timed(const OpForms* forms, size_t part, double portion, Fn&& fn) {
@@ -132,9 +132,7 @@ class Executor {
     }
     const OpWork& all = forms->work[part];
     profile_->Time(forms->slot[part], forms->layer,
-                   {all.flops * portion, all.bytes * portion, all.vector_ops * portion,
-                    all.fresh_bytes * portion},
-                   fn);
+                   {all.flops * portion, all.bytes * portion, all.vector_ops * portion}, fn);
   }
   kernels::GemmArgs LogitsProduct(const Op& op) const;
 

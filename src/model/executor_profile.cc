@@ -37,16 +37,6 @@ double ProductBytes(double m, double n, double k, double element_a, double eleme
 
 }  // namespace
 
-double Executor::FreshBytes(const Op& op) const {
-  double bytes = 0;
-  for (const BufferId id : {op.y, op.y2}) {
-    const bool read = id == op.x || id == op.x2 || id == op.dy || op.accumulate ||
-                      (op.kind == OpKind::kEmbedding && op.second && id == op.y);
-    if (id != kNone && !read) bytes += Dbl(program_.buffers[static_cast<size_t>(id)].bytes);
-  }
-  return bytes;
-}
-
 Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   const ModelConfig& config = plan_.config;
   const int64_t rows = program_.tokens;
@@ -55,7 +45,7 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   const std::string_view name = OpKindName(op.kind);
   OpForms forms;
   forms.layer = op.layer;
-  forms.work[0] = {op.flops, op.bytes, 0, FreshBytes(op)};
+  forms.work[0] = {op.flops, op.bytes, 0};
   const auto slot = [&](size_t part, std::string_view form, OpClass op_class) {
     forms.slot[part] = profile->AddSlot(name, form, op_class);
   };
@@ -144,12 +134,74 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   return forms;
 }
 
+std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<double>& traffic) const {
+  const Op& op = program_.ops[position];
+  const auto buffer = [this](BufferId id) -> const Buffer& {
+    return program_.buffers[static_cast<size_t>(id)];
+  };
+  // Since the op before that used the same memory, whatever lay there.
+  const auto distance = [&](BufferId id) {
+    const Buffer& mine = buffer(id);
+    double touched = traffic[position];
+    for (size_t i = position; i-- > 0; touched += traffic[i]) {
+      const Op& other = program_.ops[i];
+      for (const BufferId used : {other.x, other.x2, other.dy, other.y, other.y2}) {
+        if (used == kNone) continue;
+        const Buffer& theirs = buffer(used);
+        if (theirs.offset < mine.offset + mine.bytes && mine.offset < theirs.offset + theirs.bytes) {
+          return touched;
+        }
+      }
+    }
+    return touched;  // of another pass, a program ago at most
+  };
+  std::vector<OpMove> moves;
+  double counted = 0;
+  const auto add = [&](BufferId id, bool fresh) {
+    moves.push_back({Dbl(buffer(id).bytes), distance(id), fresh});
+    counted += moves.back().bytes;
+  };
+  for (const BufferId id : {op.x, op.x2, op.dy}) {
+    if (id != kNone) add(id, false);
+  }
+  for (const BufferId id : {op.y, op.y2}) {
+    if (id == kNone) continue;
+    const bool adds = op.accumulate || (op.kind == OpKind::kEmbedding && op.second && id == op.y);
+    const bool over = id == op.x || id == op.x2 || id == op.dy;
+    if (adds) add(id, false);
+    add(id, !adds && !over);
+  }
+  // Rows of tables and their gradients.
+  constexpr double kFromMemory = 1e12;
+  if (op.bytes > counted) moves.push_back({op.bytes - counted, kFromMemory});
+  return moves;
+}
+
 void Executor::SetProfile(OpProfile* profile) {
   profile_ = profile;
   forms_.clear();
   if (profile == nullptr) return;
   forms_.reserve(program_.ops.size());
-  for (const Op& op : program_.ops) forms_.push_back(FormsOf(op, profile));
+  std::vector<double> traffic;
+  for (const Op& op : program_.ops) {
+    forms_.push_back(FormsOf(op, profile));
+    double bytes = 0;
+    for (const OpWork& work : forms_.back().work) bytes += work.bytes;
+    traffic.push_back(bytes);
+  }
+  for (size_t i = 0; i < program_.ops.size(); ++i) {
+    const Op& op = program_.ops[i];
+    const OpForms& forms = forms_[i];
+    if (op.kind == OpKind::kLinearBackwardWeight) {
+      // The product before has read the same gradient.
+      if (op.bias != kNone) profile->AddMoves(forms.slot[1], {{forms.work[1].bytes, traffic[i]}});
+    } else if (op.kind == OpKind::kLoss) {
+      const double chunks = Dbl(program_.tokens) / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
+      profile->AddMoves(forms.slot[1], {{forms.work[1].bytes, forms.work[0].bytes / chunks}});
+    } else if (op.flops == 0) {
+      profile->AddMoves(forms.slot[0], MovesOf(i, traffic));
+    }
+  }
 }
 
 }  // namespace tessera

@@ -29,6 +29,11 @@ OpProfile::Slot OpProfile::AddSlot(std::string_view name, std::string_view form,
   return static_cast<Slot>(rows_.size() - 1);
 }
 
+void OpProfile::AddMoves(Slot slot, const std::vector<OpMove>& moves) {
+  std::vector<OpMove>& all = rows_[static_cast<size_t>(slot)].moves;
+  all.insert(all.end(), moves.begin(), moves.end());
+}
+
 void OpProfile::Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_ns,
                        const OpWork& work) {
   Row& row = rows_[static_cast<size_t>(slot)];
@@ -37,7 +42,6 @@ void OpProfile::Record(Slot slot, int64_t layer, int64_t begin_ns, int64_t end_n
   row.work.flops += work.flops;
   row.work.bytes += work.bytes;
   row.work.vector_ops += work.vector_ops;
-  row.work.fresh_bytes += work.fresh_bytes;
   if (meter_ != nullptr) {
     row.busiest_work += meter_->busiest();
     row.mean_work += meter_->mean();
@@ -115,14 +119,13 @@ double OpLimits::GbpsAt(const std::vector<Bandwidth>& measured, double bytes) {
   return measured.back().gbps;
 }
 
-double OpLimits::MovingSeconds(const OpWork& work, int64_t calls) const {
-  const double per_call = work.bytes / static_cast<double>(std::max<int64_t>(calls, 1));
-  const double copied = std::min(2 * work.fresh_bytes, work.bytes);
-  const auto seconds = [per_call](const std::vector<Bandwidth>& measured, double bytes) {
-    const double gbps = GbpsAt(measured, per_call);
-    return gbps > 0 ? bytes / (gbps * 1e9) : 0.0;
-  };
-  return seconds(copy_bandwidth, copied) + seconds(bandwidth, work.bytes - copied);
+double OpLimits::MoveSeconds(const OpMove& move) const {
+  const double update = GbpsAt(bandwidth, move.distance), copy = GbpsAt(copy_bandwidth, move.distance);
+  if (update <= 0) return 0;
+  const double read = 1 / update;
+  // A copied byte is one read and one written.
+  const double fresh = copy > 0 ? std::max(2 / copy - read, read) : read;
+  return 1e-9 * move.bytes * (move.fresh ? fresh : read);
 }
 
 OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
@@ -182,6 +185,17 @@ struct Bound {
   double seconds = 0;  // the least time of all calls
 };
 
+double MovingSeconds(const OpProfile::Row& row, const OpLimits& limits) {
+  const double calls = static_cast<double>(std::max<int64_t>(row.calls, 1));
+  if (row.moves.empty()) return limits.MoveSeconds({row.work.bytes, row.work.bytes / calls});
+  double bytes = 0, seconds = 0;
+  for (const OpMove& move : row.moves) {
+    bytes += move.bytes;
+    seconds += limits.MoveSeconds(move);
+  }
+  return bytes > 0 ? seconds / bytes * row.work.bytes : 0;
+}
+
 Bound BoundOf(const OpProfile::Row& row, const OpLimits& limits) {
   Bound bound;
   const auto consider = [&bound](const char* name, double seconds) {
@@ -189,7 +203,7 @@ Bound BoundOf(const OpProfile::Row& row, const OpLimits& limits) {
   };
   if (limits.gflops > 0) consider("compute", row.work.flops / (limits.gflops * 1e9));
   if (limits.vector_gops > 0) consider("vector", row.work.vector_ops / (limits.vector_gops * 1e9));
-  consider("bandwidth", limits.MovingSeconds(row.work, row.calls));
+  consider("bandwidth", MovingSeconds(row, limits));
   return bound;
 }
 

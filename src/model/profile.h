@@ -22,7 +22,14 @@ struct OpWork {
   double flops = 0;       // of products; a multiply-add is two
   double bytes = 0;       // every operand read once, every result written once
   double vector_ops = 0;  // fp32 vector instructions times lanes, of element-wise ops
-  double fresh_bytes = 0;  // those of `bytes` that are written to lines which the op does not read
+};
+
+// A part of what a call moves.
+struct OpMove {
+  double bytes = 0;
+  double distance = 0;  // bytes that the step touches from the part's last use to this one: a cache
+                        // of that size would still hold it
+  bool fresh = false;   // written to lines that the op does not read
 };
 
 enum class OpClass {
@@ -42,6 +49,7 @@ class OpProfile {
     int64_t calls = 0;
     double seconds = 0;
     OpWork work;  // sums over the calls
+    std::vector<OpMove> moves;  // of the ops that share the row, once each
     // With a meter: work of the busiest thread and the mean, summed over parallel regions.
     double busiest_work = 0, mean_work = 0;
     int64_t uncounted_regions = 0;
@@ -52,6 +60,10 @@ class OpProfile {
 
   // The row of (name, form), made when it is new.
   Slot AddSlot(std::string_view name, std::string_view form, OpClass op_class);
+
+  // Where the bytes of one op of the row lie when it runs. Without this a call's bytes count as
+  // touched by the call before.
+  void AddMoves(Slot slot, const std::vector<OpMove>& moves);
 
   // What the following calls belong to, for the timeline.
   void set_step(int64_t step) { step_ = step; }
@@ -125,9 +137,9 @@ struct OpLimits {
   double record_us = 0;              // what counting one call costs
   // Bandwidth for calls that move this much, between the sizes measured.
   static double GbpsAt(const std::vector<Bandwidth>& measured, double bytes);
-  // The least time of `calls` calls that together move what `work` says: as much as is written fresh,
-  // and as much of what is read, at the rate of a copy, the rest at that of an update.
-  double MovingSeconds(const OpWork& work, int64_t calls) const;
+  // The least time of a part's move: what the op reads, and writes over what it read, at the rate of
+  // an update; what it writes fresh at what a copy costs beyond its reading.
+  double MoveSeconds(const OpMove& move) const;
 };
 // About half a second. `gflops` is the caller's best product.
 OpLimits MeasureOpLimits(double gflops, ThreadPool& pool);

@@ -117,20 +117,26 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1), 100);
   EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1e12), 10);
   EXPECT_NEAR(OpLimits::GbpsAt(limits.bandwidth, 1e7), 55, 1e-9);  // halfway on the logarithmic axis
-  // Of 4 GB one is written fresh: two are a copy.
-  EXPECT_NEAR(limits.MovingSeconds({0, 4e9, 0, 1e9}, 1), 2e9 / 5e9 + 2e9 / 10e9, 1e-12);
-  EXPECT_NEAR(limits.MovingSeconds({0, 4e9, 0, 4e9}, 4000), 4e9 / 50e9, 1e-12);
-  const Json json = ProfileToJson(profile, limits, 1, 2.0);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8}), 0.2, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e6}), 0.02, 1e-12);
+  // A copy of 2 GB takes 0.4 s, of which reading the half is 0.1.
+  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, true}), 0.3, 1e-12);
+  // Of an op's bytes one part in four is in the cache.
+  const auto mixed = profile.AddSlot("mixed", "d", OpClass::kOther);
+  profile.AddMoves(mixed, {{30, 1e8}, {10, 1e6}});
+  profile.Record(mixed, 0, 0, 500'000'000, {0, 4e9, 0});
+  const Json json = ProfileToJson(profile, limits, 1, 4.0);
   std::map<std::string, Json> ops;
   for (const Json& op : json.at("ops")) ops[op.at("op").get<std::string>()] = op;
   EXPECT_EQ(ops["product"].at("limit"), "compute");
   EXPECT_NEAR(ops["product"].at("fraction_of_limit").get<double>(), 0.5, 1e-12);
   EXPECT_EQ(ops["pass"].at("limit"), "bandwidth");
   EXPECT_NEAR(ops["pass"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
+  EXPECT_NEAR(ops["mixed"].at("fraction_of_limit").get<double>(), (0.3 + 0.01) / 0.5, 1e-12);
   EXPECT_EQ(ops["exps"].at("limit"), "vector");
   EXPECT_NEAR(ops["exps"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
-  EXPECT_NEAR(json.at("sums").at("other").at("share").get<double>(), 0.375, 1e-12);
-  EXPECT_NEAR(json.at("sums").at("uncounted").at("share").get<double>(), 0.125, 1e-12);
+  EXPECT_NEAR(json.at("sums").at("other").at("share").get<double>(), 0.3125, 1e-12);
+  EXPECT_NEAR(json.at("sums").at("uncounted").at("share").get<double>(), 0.4375, 1e-12);
   EXPECT_NE(FormatProfile(json).find("product"), std::string::npos);
 }
 
