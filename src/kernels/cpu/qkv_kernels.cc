@@ -124,6 +124,9 @@ TESSERA_INLINE int64_t GainOffset(const QkvArgs& args, int64_t head) {
   return args.norm == QkNorm::kLayerNormFull ? head * args.head_size : 0;
 }
 
+// Heads whose statistics are taken before the first of them is used.
+constexpr int64_t kHeadsTogether = 16;
+
 template <class T>
 void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
   const float limit = LimitOf(args);
@@ -136,23 +139,33 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
     if (args.norm == QkNorm::kLayerNormFull) {
       unit = UnitOf(in + group.offset, group.heads * d, true, args.eps, limit);
     }
-    for (int64_t head = 0; head < group.heads; ++head) {
-      const T* x = in + group.offset + head * d;
-      T* y = out + group.offset + head * d;
-      if (args.norm == QkNorm::kRmsPerHead) unit = UnitOf(x, d, false, args.eps, limit);
-      const int64_t gains = GainOffset(args, head);
-      const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
-      const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
-      const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
-      ForTurned<false>(
-          rotary, d,
-          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-            F32 v = (Clamp(Load(x + i, part), limit) - mean) * rstd;
-            if (gain != nullptr) v = v * Load(gain + i, part);
-            if (bias != nullptr) v = v + Load(bias + i, part);
-            return v;
-          },
-          [&](int64_t i, auto part, F32 v) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
+    for (int64_t first = 0; first < group.heads; first += kHeadsTogether) {
+      const int64_t last = first + kHeadsTogether < group.heads ? first + kHeadsTogether : group.heads;
+      // Apart from what uses them, so that one head's sums do not wait for another's root.
+      Unit of_head[kHeadsTogether];
+      if (args.norm == QkNorm::kRmsPerHead) {
+        for (int64_t head = first; head < last; ++head) {
+          of_head[head - first] = UnitOf(in + group.offset + head * d, d, false, args.eps, limit);
+        }
+      }
+      for (int64_t head = first; head < last; ++head) {
+        if (args.norm == QkNorm::kRmsPerHead) unit = of_head[head - first];
+        const T* x = in + group.offset + head * d;
+        T* y = out + group.offset + head * d;
+        const int64_t gains = GainOffset(args, head);
+        const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
+        const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
+        const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
+        ForTurned<false>(
+            rotary, d,
+            [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+              F32 v = (Clamp(Load(x + i, part), limit) - mean) * rstd;
+              if (gain != nullptr) v = v * Load(gain + i, part);
+              if (bias != nullptr) v = v + Load(bias + i, part);
+              return v;
+            },
+            [&](int64_t i, auto part, F32 v) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
+      }
     }
   }
   const int64_t values = (args.heads + args.kv_heads) * d;
@@ -214,11 +227,29 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Un
       unit->mean_qx = Sum(sums[1]) / static_cast<float>(group.heads * d);
       continue;
     }
+    // Both sums of all heads in one pass, as the second needs rstd only as a factor.
     for (int64_t head = 0; head < group.heads; ++head) {
-      unit[head] = UnitOf(x + head * d, d, false, args.eps, limit);
-      F32 sums[2] = {};
-      AddMoments(x + head * d, dy + head * d, group.gain, unit[head], rotary, d, limit, sums);
-      unit[head].mean_qx = Sum(sums[1]) / static_cast<float>(d);
+      F32 square[2] = {}, product[2] = {};
+      int next = 0;
+      ForTurned<true>(
+          rotary, d,
+          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dy + head * d + i, part); },
+          [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+            if (group.gain != nullptr) q = q * Load(group.gain + i, part);
+            const F32 v = ZeroPast(Clamp(Load(x + head * d + i, part), limit), part);
+            square[next] = Fma(v, v, square[next]);
+            product[next] = Fma(ZeroPast(q, part), v, product[next]);
+            next ^= 1;
+          });
+      unit[head].rstd = Sum(square[0] + square[1]);
+      unit[head].mean_qx = Sum(product[0] + product[1]);
+    }
+    const float count = static_cast<float>(d);
+    for (int64_t head = 0; head < group.heads; ++head) {
+      Unit one;
+      one.rstd = 1.0f / __builtin_sqrtf(unit[head].rstd / count + args.eps);
+      one.mean_qx = unit[head].mean_qx * one.rstd / count;
+      unit[head] = one;
     }
   }
 }
