@@ -131,6 +131,10 @@ void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end
   const int64_t size = p.shape.head_size;
   for (int64_t r = begin; r < end; ++r) {
     const T *a = unit.dout.Row(r), *b = unit.out.Row(r);
+    if (r + kRowsAhead < end) {
+      PrefetchRow(unit.dout.Row(r + kRowsAhead), size);
+      PrefetchRow(unit.out.Row(r + kRowsAhead), size);
+    }
     F32 sum = Zero();
     int64_t d = 0;
     for (; d + kLanes <= size; d += kLanes) sum = Fma(Load(a + d), Load(b + d), sum);
@@ -286,6 +290,10 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     float lse[kTile];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r;
+      if (r + kRowsAhead < count) {
+        PrefetchRow(unit.q.Row(row + kRowsAhead), size);
+        PrefetchRow(unit.dout.Row(row + kRowsAhead), size);
+      }
       PackRow(unit.q.Row(row), size, p.q_scale, s.q + r * p.padded);
       PackRow(unit.dout.Row(row), size, 1.0f, s.dout + r * p.padded);
       lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;

@@ -64,6 +64,7 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
                               QueryTile* tile) {
   FillRows(p, sequence, kv_head, first, count, &tile->rows);
   for (int64_t r = 0; r < count; ++r) {
+    if (r + kRowsAhead < count) PrefetchRow(q.Row(first + r + kRowsAhead), p.shape.head_size);
     PackRow(q.Row(first + r), p.shape.head_size, p.q_scale, staging + r * p.padded);
   }
   TransposeTile(staging, count, p.shape.head_size, p.padded, tile->q);

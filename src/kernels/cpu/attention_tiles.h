@@ -185,11 +185,22 @@ TESSERA_INLINE void UnpackRow(const float* src, int64_t size, float scale, T* ds
   if (d < size) StorePartial(dst + d, Load(src + d) * Set(scale), size - d);
 }
 
+// The rows of a head lie far apart, where a core's own prefetching does not follow: loops over them
+// ask for the row this many ahead.
+inline constexpr int64_t kRowsAhead = 8;
+template <class T>
+TESSERA_INLINE void PrefetchRow(const T* row, int64_t size) {
+  for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d);
+}
+
 // n rows, `stride` elements apart, to [n, padded].
 template <class T>
 TESSERA_INLINE void PackRows(const T* src, int64_t stride, int64_t n, int64_t size, int64_t padded,
                              float* dst) {
-  for (int64_t i = 0; i < n; ++i) PackRow(src + i * stride, size, 1.0f, dst + i * padded);
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kRowsAhead < n) PrefetchRow(src + (i + kRowsAhead) * stride, size);
+    PackRow(src + i * stride, size, 1.0f, dst + i * padded);
+  }
 }
 
 // rows [n, padded] (n <= kTile) to [size, kTile], zeros in the columns past n of the last vector.
