@@ -224,9 +224,10 @@ TESSERA_INLINE float MaxLane(F32 v) {
   return buffer[0];
 }
 
-// e^x to 1 ulp and |x| 3e-9 (the rounding of ln 2, relative): x = n ln2 + r with |r| <= ln2/2, a
-// degree-6 minimax polynomial (relative error 3e-9 before rounding), scaled by 2^n. Below -87.3 the result is 0, above 88.7 it saturates at the
-// largest finite power; NaN stays NaN (the order of operands in Min and Max sees to that).
+// e^x to 1 ulp and |x| 3e-9, the rounding of ln 2 (relative): x = n ln2 + r with |r| <= ln2/2, a
+// degree-6 minimax polynomial (relative error 3e-9 before rounding), scaled by 2^n. Below -87.3 the
+// result is 0, above 88.7 it saturates at the largest finite power; NaN stays NaN (the order of
+// operands in Min and Max sees to that).
 TESSERA_INLINE F32 Exp(F32 x) {
   const F32 low = Set(-87.33654f), high = Set(88.72283f);
 #if defined(__AVX512F__)
