@@ -18,6 +18,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+from turns import take_turns
+
 
 class Block(torch.nn.Module):
     def __init__(self, width, heads):
@@ -71,6 +73,7 @@ def main():
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--turns", action="store_true", help="steps on request, see turns.py")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -84,6 +87,8 @@ def main():
     autocast = (torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16"
                 else contextlib.nullcontext())
 
+    losses = []
+
     def step():
         with autocast:
             loss = run(tokens, targets)
@@ -91,19 +96,19 @@ def main():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        losses.append(loss.item())
 
     begin = time.perf_counter()
     step()
     first = time.perf_counter() - begin
-    seconds = []
-    for _ in range(args.steps):
+    seconds = take_turns(step) if args.turns else []
+    for _ in range(0 if args.turns else args.steps):
         begin = time.perf_counter()
-        loss = step()
+        step()
         seconds.append(time.perf_counter() - begin)
     print(json.dumps({
         "tokens_per_s": args.batch * args.length / statistics.median(seconds),
-        "step_seconds": statistics.median(seconds), "first_step_seconds": first, "loss": loss,
+        "step_seconds": statistics.median(seconds), "first_step_seconds": first, "loss": losses[-1],
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(), "torch": torch.__version__}))

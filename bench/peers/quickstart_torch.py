@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from turns import take_turns
+
 
 def read_mds(folder):
     """Documents of an MDS dataset with columns `bytes` (int) and `tokens` (ndarray:uint16)."""
@@ -135,15 +137,20 @@ def speed(args):
     run = model if args.eager else torch.compile(model)
     shape = (args.batch, args.length)
     tokens, targets = (torch.randint(args.vocab, shape) for _ in range(2))
-    seconds = []
-    for step in range(args.steps + 2):
-        begin = time.perf_counter()
+
+    def step():
         run(tokens, targets).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
-        if step >= 2:
-            seconds.append(time.perf_counter() - begin)
+
+    for _ in range(2):
+        step()
+    seconds = take_turns(step) if args.turns else []
+    for _ in range(0 if args.turns else args.steps):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
     return {"tokens_per_s": args.batch * args.length / sorted(seconds)[len(seconds) // 2],
             "parameters": sum(p.numel() for p in model.parameters()),
             "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -163,11 +170,13 @@ def main():
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--steps", type=int, default=0,
                         help="time this many steps of random tokens instead of a training run")
-    parser.add_argument("--vocab", type=int, default=4096, help="with --steps")
-    parser.add_argument("--adamw", action="store_true", help="with --steps: AdamW for all weights")
+    parser.add_argument("--turns", action="store_true",
+                        help="the same on request, see turns.py")
+    parser.add_argument("--vocab", type=int, default=4096, help="with --steps and --turns")
+    parser.add_argument("--adamw", action="store_true", help="with them: AdamW for all weights")
     args = parser.parse_args()
     torch.manual_seed(0)
-    if args.steps > 0:
+    if args.steps > 0 or args.turns:
         print(json.dumps(speed(args)))
         return
     data = pathlib.Path(args.data)

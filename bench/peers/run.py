@@ -10,8 +10,11 @@
 Installs the peers with scripts/peers.sh where .venv lacks them; builds nothing: build/release/tessera
 must exist. --json FILE writes every single measurement. A row's ratio is the median of ours over the
 median of the best peer (the other way round for seconds and memory), so above 1 is in our favour.
+The rows of training find the best peer first; then ours and that one stay in memory and take turns of a
+few seconds. Their ratio is the median over ours' turns of the peer's seconds right before and after.
 """
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -56,6 +59,45 @@ def run(command, environment=None):
     return value
 
 
+class Turns:
+    """A program that runs steps when told to (turns.py), in memory from its start to summary()."""
+
+    def __init__(self, command):
+        self.command = [str(c) for c in command]
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, cwd=ROOT, text=True)
+        self.answer()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.wait()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise Failed(f"{' '.join(self.command)} stopped: {self.errors.read()[-600:]}")
+        return json.loads(line)
+
+    def seconds(self, steps):
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.answer()["seconds"]
+
+    def summary(self):
+        """What the program prints at its end, with its peak memory."""
+        self.process.stdin.close()
+        value = json.loads(self.process.stdout.read())
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return {**value, "max_rss_bytes": usage.ru_maxrss * 1024}
+
+
 @dataclasses.dataclass
 class Figure:
     """One line of the table: a value that several programs reach."""
@@ -65,6 +107,7 @@ class Figure:
     target: float = 0  # the ratio asked for; 0: none
     ours: dict = dataclasses.field(default_factory=dict)    # variant -> measurements
     theirs: dict = dataclasses.field(default_factory=dict)
+    pairs: dict = dataclasses.field(default_factory=dict)   # our variant -> ratios of its turns
 
     def add(self, side, variant, value):
         getattr(self, side).setdefault(variant, []).append(value)
@@ -78,6 +121,8 @@ class Figure:
         return name, medians[name]
 
     def ratio(self):
+        if self.pairs:
+            return max(statistics.median(ratios) for ratios in self.pairs.values())
         ours, theirs = self.best("ours")[1], self.best("theirs")[1]
         if not ours or not theirs:
             return None
@@ -96,9 +141,39 @@ class Row:
         return run([self.tessera, "bench", "train", "--json", *arguments])
 
 
-class Gpt2(Row):
+class Training(Row):
+    """Ours in both precisions and the best peer, in turns of `turn` steps."""
+    tokens = 0   # of a step
+    turn = 1
+    cycles = 8
+
+    def take_turns(self, figure, ours, name, theirs):
+        """Adds `cycles` turns of each of `ours` (variant -> command) between turns of the peer called
+        `name`. The summaries of ours and of the peer."""
+        cycles = 1 if self.options.quick else self.cycles
+        with contextlib.ExitStack() as stack:
+            peer = stack.enter_context(Turns(theirs))
+            programs = {variant: stack.enter_context(Turns(command))
+                        for variant, command in ours.items()}
+            rate = self.tokens * self.turn
+            before = peer.seconds(self.turn)
+            for cycle in range(cycles):
+                print(f"run.py: {self.name}, turn {cycle + 1} of {cycles}", file=sys.stderr, flush=True)
+                for variant, program in programs.items():
+                    seconds = program.seconds(self.turn)
+                    after = peer.seconds(self.turn)
+                    figure.add("ours", variant, rate / seconds)
+                    figure.add("theirs", name, rate / after)
+                    figure.pairs.setdefault(variant, []).append((before + after) / 2 / seconds)
+                    before = after
+            return ({variant: program.summary() for variant, program in programs.items()},
+                    peer.summary())
+
+
+class Gpt2(Training):
     """GPT-2 124M, batch 4 x 1024, AdamW."""
     name = "gpt2"
+    tokens = 4 * 1024
 
     def figures(self):
         return [Figure("train GPT-2 124M, 4 x 1024", "tokens/s", target=1.3),
@@ -106,41 +181,53 @@ class Gpt2(Row):
 
     def round(self, figures):
         speed, memory = figures
-        steps = 1 if self.options.quick else 2
-        for precision in ("fp32", "amp_bf16"):
-            # Passes of one sequence give the bits of one pass over all four, in less memory.
-            result = self.bench_train("--model", "gpt2-124m", "--seq", 1024, "--batch", 4,
-                                      "--microbatch", 1, "--precision", precision, "--steps", steps)
-            speed.add("ours", precision, result["tokens_per_s"])
-            memory.add("ours", precision, result["max_rss_bytes"] / 1e9)
-            dtype = "bf16" if precision == "amp_bf16" else "fp32"
+        if speed.ours:
+            return  # the turns are the rounds
+        peers = {}
+        for dtype in ("fp32", "bf16"):
             for compiled in (False, True):
-                result = run([PYTHON, PEERS / "gpt2_torch.py", "--dtype", dtype, "--steps", steps,
-                              *(["--compile"] if compiled else [])])
-                variant = f"PyTorch {dtype}{' compiled' if compiled else ''}"
-                speed.add("theirs", variant, result["tokens_per_s"])
-                memory.add("theirs", variant, result["max_rss_bytes"] / 1e9)
+                command = [PYTHON, PEERS / "gpt2_torch.py", "--dtype", dtype,
+                           *(["--compile"] if compiled else [])]
+                result = run([*command, "--steps", 1 if self.options.quick else 2])
+                name = f"PyTorch {dtype}{' compiled' if compiled else ''}"
+                peers[name] = command
+                speed.add("theirs", name, result["tokens_per_s"])
+                memory.add("theirs", name, result["max_rss_bytes"] / 1e9)
+        best = speed.best("theirs")[0]
+        # Passes of one sequence give the bits of one pass over all four, in less memory.
+        ours, theirs = self.take_turns(
+            speed, {precision: [self.tessera, "bench", "train", "--json", "--turns", "--model",
+                                "gpt2-124m", "--seq", 1024, "--batch", 4, "--microbatch", 1,
+                                "--precision", precision] for precision in ("fp32", "amp_bf16")},
+            best, [*peers[best], "--turns"])
+        for precision, summary in ours.items():
+            memory.add("ours", precision, summary["max_rss_bytes"] / 1e9)
+        memory.add("theirs", best, theirs["max_rss_bytes"] / 1e9)
 
 
-class Small(Row):
+class Small(Training):
     """The quickstart's shape, 5M parameters: width 256, 4 layers, batch 8 x 256."""
     name = "small"
+    tokens = 8 * 256
+    turn = 8
+    cycles = 16
 
     def figures(self):
         return [Figure(f"train 5M, 8 x 256, {rule}", "tokens/s", target=2)
                 for rule in ("AdamW", "Muon")]
 
     def round(self, figures):
-        steps = 10 if self.options.quick else 40
         for figure, rule in zip(figures, ("adamw", "muon")):
-            for precision in ("fp32", "amp_bf16"):
-                result = self.bench_train("--model", "modern-10m", "--layers", 4, "--vocab", 4096,
-                                          "--seq", 256, "--batch", 8, "--optimizer", rule,
-                                          "--precision", precision, "--steps", steps)
-                figure.add("ours", precision, result["tokens_per_s"])
-            result = run([PYTHON, PEERS / "quickstart_torch.py", "--steps", steps,
-                          *(["--adamw"] if rule == "adamw" else [])])
-            figure.add("theirs", "PyTorch fp32 compiled", result["tokens_per_s"])
+            if figure.ours:
+                continue
+            self.take_turns(
+                figure, {precision: [self.tessera, "bench", "train", "--json", "--turns", "--model",
+                                     "modern-10m", "--layers", 4, "--vocab", 4096, "--seq", 256,
+                                     "--batch", 8, "--optimizer", rule, "--precision", precision]
+                         for precision in ("fp32", "amp_bf16")},
+                "PyTorch fp32 compiled",
+                [PYTHON, PEERS / "quickstart_torch.py", "--turns",
+                 *(["--adamw"] if rule == "adamw" else [])])
 
 
 class Llmc(Row):

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -41,7 +43,7 @@ struct Options {
   int64_t steps = 3, vocab = 0;
   int64_t layers = 0, width = 0, heads = 0;
   int threads = 0;
-  bool json = false, profile = false;
+  bool json = false, profile = false, turns = false;
   std::string trace;
 };
 
@@ -78,6 +80,100 @@ Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
   return plan;
 }
 
+// Training steps over one batch of random tokens, and the rate of the best product around them.
+class Steps {
+ public:
+  Steps(const Plan& plan, Engine& engine, ProductLimit& limit, ThreadPool& pool)
+      : plan_(plan), engine_(engine), limit_(limit), pool_(pool) {
+    const size_t count = static_cast<size_t>(tokens_per_step());
+    const uint32_t vocab = static_cast<uint32_t>(plan.config.vocab_size);
+    const RngKey key{2, RngPurpose::kCalibration, 0};
+    for (size_t i = 0; i < count; ++i) {
+      const auto words = key.Block(i);
+      tokens_.push_back(static_cast<int32_t>(words[0] % vocab));
+      targets_.push_back(static_cast<int32_t>(words[1] % vocab));
+    }
+  }
+
+  int64_t tokens_per_step() const {
+    return plan_.options.global_batch * plan_.options.sequence_length;
+  }
+
+  // Not counted.
+  void WarmUp() { RunStep(); }
+
+  // Counts `count` steps together as one measurement beside the product's rate before and after.
+  // A measurement that `follows` another directly shares the rate between the two.
+  double Measure(int64_t count, bool follows) {
+    if (!follows) last_limit_ = limit_.Measure(pool_);
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      seconds_.push_back(RunStep());
+      sum += seconds_.back();
+    }
+    const double next = limit_.Measure(pool_);
+    const double flops = TrainFlopsPerToken(plan_.config, plan_.options.sequence_length) *
+                         static_cast<double>(tokens_per_step() * count);
+    paired_.push_back(flops * 1e-9 / sum / (0.5 * (last_limit_ + next)));
+    last_limit_ = next;
+    return sum;
+  }
+
+  const std::vector<double>& seconds() const { return seconds_; }  // of each step
+  const std::vector<double>& paired() const { return paired_; }    // fraction of each measurement
+  double loss() const { return loss_; }
+
+ private:
+  double RunStep() {
+    const StepBatch batch{plan_.options.global_batch, tokens_.data(), targets_.data(), nullptr};
+    const Clock::time_point start = Clock::now();
+    ++step_;
+    loss_ = engine_.ForwardBackward(batch, {}, 1, step_).loss;
+    UpdateOptions update;
+    update.step = step_;
+    update.lr = update.muon_lr = 1e-4;
+    update.grad_clip = 1;
+    engine_.Update(update);
+    return SecondsSince(start);
+  }
+
+  const Plan& plan_;
+  Engine& engine_;
+  ProductLimit& limit_;
+  ThreadPool& pool_;
+  std::vector<int32_t> tokens_, targets_;
+  std::vector<double> seconds_, paired_;
+  double last_limit_ = 0, loss_ = 0;
+  int64_t step_ = 0;
+};
+
+// Says that it is ready, then runs the number of steps on each line of the standard input and
+// prints their seconds, until the input ends.
+Status TakeTurns(Steps* steps) {
+  const auto say = [](std::string_view line) {
+    fmt::print("{}\n", line);
+    std::fflush(stdout);
+  };
+  say(R"({"ready": true})");
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    int64_t count = 0;
+    const char* end = line.data() + line.size();
+    const auto [rest, error] = std::from_chars(line.data(), end, count);
+    if (error != std::errc() || rest != end || count < 1 || count > 10000) {
+      return InvalidArgument(
+          fmt::format("bench train --turns wants a number of steps from 1 to 10000 on each line of "
+                      "the standard input, not '{}'",
+                      line));
+    }
+    say(fmt::format(R"({{"steps": {}, "seconds": {}}})", count, steps->Measure(count, false)));
+  }
+  if (steps->seconds().empty()) {
+    return InvalidArgument("the standard input of bench train --turns ended before the first turn");
+  }
+  return {};
+}
+
 Status Run(const Options& o) {
   ThreadPool pool(o.threads);
   TESSERA_ASSIGN(const Plan plan, PlanFor(o, pool));
@@ -85,42 +181,20 @@ Status Run(const Options& o) {
   const int64_t rss_before = ResidentBytes();
   TESSERA_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Create(plan, pool));
   engine->InitializeWeights(1);
-  const int64_t count = o.batch * o.length;
-  std::vector<int32_t> tokens(static_cast<size_t>(count)), targets(tokens.size());
-  const RngKey key{2, RngPurpose::kCalibration, 0};
-  for (int64_t i = 0; i < count; ++i) {
-    const auto words = key.Block(static_cast<uint64_t>(i));
-    const uint32_t vocab = static_cast<uint32_t>(plan.config.vocab_size);
-    tokens[static_cast<size_t>(i)] = static_cast<int32_t>(words[0] % vocab);
-    targets[static_cast<size_t>(i)] = static_cast<int32_t>(words[1] % vocab);
-  }
-  const StepBatch batch{o.batch, tokens.data(), targets.data(), nullptr};
-  std::vector<double> seconds, limits;  // The product's rate before each step and after the last.
-  double loss = 0;
+  Steps steps(plan, *engine, limit, pool);
   constexpr int64_t kTraceEvents = int64_t{1} << 18;
   OpProfile profile(o.trace.empty() ? 0 : kTraceEvents);
-  const bool counts = o.profile || !o.trace.empty();
-  if (counts) engine->SetProfile(&profile);
-  for (int64_t step = 0; step <= o.steps; ++step) {
-    const double before = limit.Measure(pool);
-    if (step > 0) limits.push_back(before);
-    if (step == 1) profile.Reset();  // the first step warms up
-    const Clock::time_point start = Clock::now();
-    loss = engine->ForwardBackward(batch, {}, 1, step + 1).loss;
-    UpdateOptions update;
-    update.step = step + 1;
-    update.lr = update.muon_lr = 1e-4;
-    update.grad_clip = 1;
-    engine->Update(update);
-    if (step > 0) seconds.push_back(SecondsSince(start));
+  if (o.profile || !o.trace.empty()) engine->SetProfile(&profile);
+  steps.WarmUp();
+  profile.Reset();
+  if (o.turns) {
+    TESSERA_TRY(TakeTurns(&steps));
+  } else {
+    for (int64_t step = 0; step < o.steps; ++step) steps.Measure(1, step > 0);
   }
-  limits.push_back(limit.Measure(pool));
+  const std::vector<double>& seconds = steps.seconds();
+  const int64_t count = steps.tokens_per_step();
   const double flops = TrainFlopsPerToken(plan.config, o.length);
-  std::vector<double> paired;
-  for (size_t i = 0; i < seconds.size(); ++i) {
-    const double achieved = static_cast<double>(count) * flops * 1e-9 / seconds[i];
-    paired.push_back(achieved / (0.5 * (limits[i] + limits[i + 1])));
-  }
   const double median = Median(seconds);
   const double tokens_per_s = static_cast<double>(count) / median;
   const double gflops = tokens_per_s * flops * 1e-9;
@@ -129,8 +203,9 @@ Status Run(const Options& o) {
   if (o.profile) {
     double sum = 0;
     for (const double one : seconds) sum += one;
-    profile_json = ProfileToJson(profile, MeasureOpLimits(limit.best_gflops(), pool), o.steps,
-                                 sum / static_cast<double>(o.steps));
+    profile_json = ProfileToJson(profile, MeasureOpLimits(limit.best_gflops(), pool),
+                                 static_cast<int64_t>(seconds.size()),
+                                 sum / static_cast<double>(seconds.size()));
   }
   if (!o.trace.empty()) {
     TESSERA_TRY(profile.WriteTrace(o.trace));
@@ -151,17 +226,17 @@ Status Run(const Options& o) {
                 {"isa", kernels::IsaName(kernels::ActiveIsa())},
                 {"threads", pool.num_threads()},
                 {"processor", ThisCpu().brand},
-                {"steps", o.steps},
+                {"steps", seconds.size()},
                 {"step_seconds", median},
                 {"tokens_per_s", tokens_per_s},
                 {"flops_per_token", flops},
                 {"gflops", gflops},
                 {"gemm_gflops", limit.best_gflops()},
                 {"fraction", gflops / limit.best_gflops()},
-                {"paired_fraction", Median(paired)},
+                {"paired_fraction", Median(steps.paired())},
                 {"planned_bytes", plan.memory.total()},
                 {"resident_bytes", rss - rss_before},
-                {"loss", loss}};
+                {"loss", steps.loss()}};
     if (o.profile) out["profile"] = profile_json;
     fmt::print("{}\n", JsonText(out, 2));
     return {};
@@ -173,7 +248,7 @@ Status Run(const Options& o) {
   fmt::print("  {:<22} {:>10.1f}\n", "GFLOP/s", gflops);
   fmt::print("  {:<22} {:>10.1f}\n", "best product GFLOP/s", limit.best_gflops());
   fmt::print("  {:<22} {:>10.3f}\n", "fraction", gflops / limit.best_gflops());
-  fmt::print("  {:<22} {:>10.3f}\n", "of the rate around it", Median(paired));
+  fmt::print("  {:<22} {:>10.3f}\n", "of the rate around it", Median(steps.paired()));
   fmt::print("  {:<22} {:>10}\n", "planned memory", FormatBytes(plan.memory.total()));
   if (o.profile) fmt::print("\n{}", FormatProfile(profile_json));
   if (!o.trace.empty()) fmt::print("the timeline of the steps is in {}\n", o.trace);
@@ -210,6 +285,9 @@ void RegisterBenchTrain(Command bench, Outcome& outcome) {
   command.AddOption("--trace", options->trace,
                     "Writes the timeline of the measured steps to this file, for Perfetto "
                     "(ui.perfetto.dev) or chrome://tracing");
+  command.AddFlag("--turns", options->turns,
+                  "Takes turns with another program: after the warm-up each line of the standard "
+                  "input is a number of steps to run, answered by a line of JSON with their seconds");
   command.AddFlag("--json", options->json);
   command.SetFooter(
       "Examples:\n"

@@ -352,7 +352,8 @@ TEST(Gemm, SharesHaveTheBitsOfOneThread) {
   };
   uint64_t seed = 500;
   for (const Shape& shape : {Shape{701, 300, 522}, Shape{61, 1500, 700}, Shape{1203, 65, 901},
-                             Shape{299, 280, 5001}, Shape{64, 4100, 1201}}) {
+                             Shape{299, 280, 5001}, Shape{64, 4100, 1201},
+                             Shape{20, 12811, 171}}) {
     for (int i = 0; i < (kGridStride > 1 ? 2 : 6); ++i) {
       Case test = WithOptions(shape.m, shape.n, shape.k, ++seed);
       test.a_transposed = i % 2 == 0;

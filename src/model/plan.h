@@ -33,7 +33,7 @@ struct PlanOptions {
   Recompute recompute = Recompute::kNone;
   UpdateRule optimizer = UpdateRule::kAdamW;  // of matrices under kMuon; others then use AdamW
   bool weight_average = false;                // keeps an averaged copy of the weights
-  int64_t loss_chunk_tokens = 0;              // 0: chosen (about 512)
+  int64_t loss_chunk_tokens = 0;              // 0: chosen (512 to 2048)
   kernels::Compute compute = kernels::Compute::kF32;
   int num_threads = 1;
   bool training = true;  // false: forward only (evaluation)

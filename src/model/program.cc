@@ -138,10 +138,12 @@ class Builder {
   int64_t ChooseLossChunk() const {
     int64_t chunk = options_.loss_chunk_tokens;
     if (chunk <= 0) {
-      // Large enough that the head's products run at full rate, small enough that a chunk of
-      // logits stays near the caches for small vocabularies.
-      chunk = 512;
-      while (chunk < 2048 && chunk * 2 * config_.vocab_size * 4 <= (int64_t{16} << 20)) chunk *= 2;
+      // The head's matrix and its gradient pass through memory once a chunk: enough rows to make
+      // that cheap, few enough that a chunk of logits stays near the caches for small vocabularies
+      // and small beside the rest for large ones.
+      const auto logits = [this](int64_t rows) { return rows * config_.vocab_size * 4; };
+      chunk = logits(1024) <= (int64_t{256} << 20) ? 1024 : 512;
+      while (chunk < 2048 && logits(chunk * 2) <= (int64_t{16} << 20)) chunk *= 2;
     }
     return std::min(chunk, rows_);
   }

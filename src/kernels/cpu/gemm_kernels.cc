@@ -414,11 +414,13 @@ struct Deal {
   int64_t phase_k = 0;  // steps of k whose B is packed together; all where B came packed
 };
 
-// Multiply-adds that a thread needs to gain from shares, those of the least part, and those of a
-// thread in a phase.
-constexpr double kSharedWork = 4e6, kLeastWork = 4e6, kPhaseWork = 1e8;
+// Multiply-adds that a thread needs to gain from shares, and those of the least part.
+constexpr double kSharedWork = 4e6, kLeastWork = 4e6;
 constexpr int64_t kLeastSlivers = 2;
 constexpr int64_t kGroupSlivers = 256 / kNR;  // columns of a group, at least
+// Words of B that are packed in a phase, or one block of k where that is more: what is packed, of A
+// and of B, is multiplied while it is in a cache.
+constexpr int64_t kWordsPhase = int64_t{1} << 18;
 
 // Whether shares pay, and how they are cut: a part costs a packing of its rows of A for each group
 // of columns, so there is one group unless that leaves too few parts.
@@ -433,22 +435,30 @@ bool ChooseDeal(const GemmArgs& args, int threads, Deal* deal) {
   deal->groups = Smaller(most, CeilDiv(wanted, deal->row_slivers));
   const int64_t items = deal->row_slivers * deal->groups;
   if (items < 2 * kLeastSlivers * threads) return false;
-  const double item_work = work / static_cast<double>(items);
-  deal->least = Larger(kLeastSlivers, static_cast<int64_t>(kLeastWork / item_work));
   deal->phase_k = args.k;
-  if (args.packed_b != nullptr) return true;
-  int64_t fit = (kWordsShared - kHeaderWords) / (deal->col_slivers * kNR);
-  if (args.a.transposed) {
-    // A part reads short runs of many rows of A; the next part continues them, which is cheap only
-    // while the rows of a phase, a page each, are still known to the processor.
-    fit = Smaller(fit, static_cast<int64_t>(kPhaseWork * threads * static_cast<double>(args.k) / work));
-    fit = Larger(fit, kBlockK);
+  if (args.packed_b == nullptr) {
+    const int64_t columns = deal->col_slivers * kNR;
+    // Between phases the chains rest in C, which takes all of them in fp32 alone.
+    if (args.c_dtype == DType::kF32) {
+      // Of a transposed A a part reads short runs of many rows, a page each: few enough are known.
+      const int64_t fit = args.a.transposed ? kBlockK : Larger(kBlockK, kWordsPhase / columns);
+      const int64_t phases = CeilDiv(args.k, fit);
+      deal->phase_k = Smaller(args.k, RoundUp(CeilDiv(args.k, phases), kBlockK));
+    }
+    if (deal->phase_k * columns > kWordsShared - kHeaderWords) return false;
   }
-  fit = fit / kBlockK * kBlockK;
-  if (fit == 0) return false;
-  deal->phase_k = Smaller(args.k, RoundUp(CeilDiv(args.k, CeilDiv(args.k, fit)), kBlockK));
-  // Between phases the chains rest in C.
-  return deal->phase_k == args.k || args.c_dtype == DType::kF32;
+  const double item_work = static_cast<double>(args.m) * static_cast<double>(args.n) *
+                           static_cast<double>(deal->phase_k) / static_cast<double>(items);
+  deal->least = Larger(kLeastSlivers, static_cast<int64_t>(kLeastWork / item_work));
+  return true;
+}
+
+// The least part of a product that is dealt out in slivers of columns, or 0 where it is not: B is too
+// wide to be packed as a whole, so each part packs its own columns, and its rows of A again.
+int64_t ColumnShare(const GemmArgs& args, int threads) {
+  constexpr int64_t kLeastColumns = 512;
+  if (threads == 1 || args.symmetric || args.packed_b != nullptr) return 0;
+  return args.n >= 8 * kLeastColumns * threads ? kLeastColumns / kNR : 0;
 }
 
 // The items [begin, end) of a deal: ranges of rows in one or several groups of columns.
@@ -533,6 +543,15 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   Deal deal;
   if (ChooseDeal(args, pool.num_threads(), &deal)) {
     RunDeal(args, deal, workspace, pool);
+    return;
+  }
+  if (const int64_t least = ColumnShare(args, pool.num_threads()); least > 0) {
+    const Method method = ChooseMethod(args, args.m);
+    pool.RunShares(CeilDiv(args.n, kNR), least, [&](int thread, int64_t begin, int64_t end) {
+      const int64_t col = begin * kNR;
+      RunRectangle(args, method, Rectangle{0, args.m, col, Smaller(args.n, end * kNR) - col},
+                   ThreadWorkspace(workspace, thread));
+    });
     return;
   }
   const Cut cut = ChooseCut(args, pool.num_threads());
