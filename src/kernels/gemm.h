@@ -54,8 +54,9 @@ int64_t GemmWorkspaceBytes(int num_threads);
 // 2*m*n*k FLOPs. `workspace` has GemmWorkspaceBytes(pool.num_threads()), 64-byte aligned.
 void Gemm(const GemmArgs& args, void* workspace, ThreadPool& pool);
 
-// A weight packed once per optimizer step and used by many products. The packed form holds
-// `storage` elements (bf16 halves the memory; kF32 compute then widens in the micro-kernel).
+// An operand packed once and used by many products. The packed form holds `storage` elements (bf16
+// halves the memory; kF32 compute then widens in the micro-kernel). It pays where the packed form
+// stays in a cache from product to product; a large one read once is slower than none.
 int64_t PackedBBytes(int64_t k, int64_t n, DType storage, Compute compute);
 void PackB(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute compute, void* packed,
            ThreadPool& pool);

@@ -345,7 +345,8 @@ TEST(Gemm, MatchesTheChainAcrossBlocks) {
 }
 
 // Products large enough to be dealt out in shares that threads take from each other: B packed
-// together at once or in phases of k, one or several groups of columns, in every form and type.
+// together at once or in phases of k, one or several groups of columns, or a B too wide for that, in
+// every form and type.
 TEST(Gemm, SharesHaveTheBitsOfOneThread) {
   struct Shape {
     int64_t m, n, k;
