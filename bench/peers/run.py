@@ -130,6 +130,8 @@ class Figure:
 
 
 class Row:
+    once = False  # its rounds are turns inside round()
+
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
         self.tessera = str(ROOT / "build/release/tessera")
@@ -143,9 +145,10 @@ class Row:
 
 class Training(Row):
     """Ours in both precisions and the best peer, in turns of `turn` steps."""
-    tokens = 0   # of a step
-    turn = 1
-    cycles = 8
+    once = True
+    tokens = 0  # of a step
+    turn = 1    # steps
+    cycles = 8  # turns of each program
 
     def take_turns(self, figure, ours, name, theirs):
         """Adds `cycles` turns of each of `ours` (variant -> command) between turns of the peer called
@@ -181,8 +184,6 @@ class Gpt2(Training):
 
     def round(self, figures):
         speed, memory = figures
-        if speed.ours:
-            return  # the turns are the rounds
         peers = {}
         for dtype in ("fp32", "bf16"):
             for compiled in (False, True):
@@ -218,8 +219,6 @@ class Small(Training):
 
     def round(self, figures):
         for figure, rule in zip(figures, ("adamw", "muon")):
-            if figure.ours:
-                continue
             self.take_turns(
                 figure, {precision: [self.tessera, "bench", "train", "--json", "--turns", "--model",
                                      "modern-10m", "--layers", 4, "--vocab", 4096, "--seq", 256,
@@ -329,16 +328,15 @@ class Load(Row):
 
 
 class Store(Row):
-    """Copying 1 MB objects to and from an S3 store."""
+    """Copying 1 MB objects to and from an S3 store, in turns that the script takes."""
     name = "store"
+    once = True
 
     def figures(self):
         return [Figure("put 1 MB objects", "s", lower_is_better=True, target=3),
                 Figure("get 1 MB objects", "s", lower_is_better=True, target=3)]
 
     def round(self, figures):
-        if figures[0].ours:
-            return  # The script does all rounds at once, in turns.
         count = 50 if self.options.quick else 1000
         for result in run([PEERS / "store.sh", self.options.store, count, self.options.rounds]):
             side = "ours" if result["tool"].startswith("tessera") else "theirs"
@@ -391,7 +389,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], choices=[r.name for r in ROWS])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every row but training, whose turns are fixed")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--text", help="a file or folder for the tokenizers")
@@ -421,8 +419,10 @@ def main():
             mine = row.figures()
             try:
                 row.prepare()
-                for i in range(rounds):
-                    print(f"run.py: {row.name}, round {i + 1} of {rounds}", file=sys.stderr, flush=True)
+                mine_rounds = 1 if row.once else rounds
+                for i in range(mine_rounds):
+                    print(f"run.py: {row.name}, round {i + 1} of {mine_rounds}", file=sys.stderr,
+                          flush=True)
                     row.round(mine)
             except (Failed, subprocess.CalledProcessError) as error:
                 failures.append(f"{row.name}: {error}")

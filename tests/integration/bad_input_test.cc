@@ -160,6 +160,29 @@ TEST_F(BadInput, CommandLineMistakesNameTheHelp) {
          kInput, {"--source nopath", "NAME=VALUE"});
 }
 
+// The benchmark of training that takes turns reads how many steps to run.
+TEST_F(BadInput, TurnsOfTheTrainingBenchmark) {
+  const std::vector<std::string> bench = {"bench", "train",  "--turns", "--json",  "--model",
+                                          "modern-10m", "--layers", "1", "--width", "64",
+                                          "--heads", "1", "--vocab", "300", "--seq", "16",
+                                          "--batch", "2"};
+  const auto lines = [this](const std::string& text) -> ProcessSetup {
+    shared_->Write("turns", text);
+    return [path = Path("turns")] {
+      if (::dup2(::open(path.c_str(), O_RDONLY), STDIN_FILENO) != STDIN_FILENO) ::_exit(99);
+    };
+  };
+  Program good(shared_->path(), bench, lines("2\n1\n"));
+  ASSERT_EQ(good.Wait(), 0) << good.err();
+  const std::string out = good.out();
+  EXPECT_EQ(out.rfind("{\"ready\": true}\n{\"steps\": 2, \"seconds\": ", 0), 0u) << out;
+  EXPECT_NE(out.find("\n{\"steps\": 1, \"seconds\": "), std::string::npos) << out;
+  EXPECT_NE(out.find("\"steps\": 3,"), std::string::npos) << out;  // the summary's
+  Expect(bench, kInput, {"number of steps from 1 to 10000", "'two'"}, lines("1\ntwo\n"));
+  Expect(bench, kInput, {"'0'"}, lines("0\n"));
+  Expect(bench, kInput, {"ended before the first turn"}, lines(""));
+}
+
 TEST_F(BadInput, SourcesThatHoldNothing) {
   const std::string build = "data.build_folder=" + Path("never-built");
   ExpectTrain({"data.sources.made.path=" + Path("nowhere"), build}, kFiles,
