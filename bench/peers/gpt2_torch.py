@@ -18,7 +18,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from turns import take_turns
+from turns import take_turns, time_steps
 
 
 class Block(torch.nn.Module):
@@ -101,11 +101,7 @@ def main():
     begin = time.perf_counter()
     step()
     first = time.perf_counter() - begin
-    seconds = take_turns(step) if args.turns else []
-    for _ in range(0 if args.turns else args.steps):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
+    seconds = take_turns(step) if args.turns else time_steps(step, args.steps)
     print(json.dumps({
         "tokens_per_s": args.batch * args.length / statistics.median(seconds),
         "step_seconds": statistics.median(seconds), "first_step_seconds": first, "loss": losses[-1],

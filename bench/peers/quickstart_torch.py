@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from turns import take_turns
+from turns import take_turns, time_steps
 
 
 def read_mds(folder):
@@ -146,11 +146,7 @@ def speed(args):
 
     for _ in range(2):
         step()
-    seconds = take_turns(step) if args.turns else []
-    for _ in range(0 if args.turns else args.steps):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
+    seconds = take_turns(step) if args.turns else time_steps(step, args.steps)
     return {"tokens_per_s": args.batch * args.length / sorted(seconds)[len(seconds) // 2],
             "parameters": sum(p.numel() for p in model.parameters()),
             "threads": torch.get_num_threads(), "torch": torch.__version__}

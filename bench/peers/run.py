@@ -77,25 +77,33 @@ class Turns:
             self.process.kill()
             self.process.wait()
 
+    def stopped(self):
+        self.errors.seek(0)
+        return Failed(f"{' '.join(self.command)} stopped: {self.errors.read()[-600:]}")
+
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            self.errors.seek(0)
-            raise Failed(f"{' '.join(self.command)} stopped: {self.errors.read()[-600:]}")
+            raise self.stopped()
         return json.loads(line)
 
     def seconds(self, steps):
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self.stopped() from None
         return self.answer()["seconds"]
 
     def summary(self):
         """What the program prints at its end, with its peak memory."""
         self.process.stdin.close()
-        value = json.loads(self.process.stdout.read())
+        text = self.process.stdout.read()
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        return {**value, "max_rss_bytes": usage.ru_maxrss * 1024}
+        if self.process.returncode != 0:
+            raise self.stopped()
+        return {**json.loads(text), "max_rss_bytes": usage.ru_maxrss * 1024}
 
 
 @dataclasses.dataclass

@@ -9,15 +9,22 @@ import sys
 import time
 
 
+def time_steps(step, count):
+    """The seconds of each of `count` calls of step()."""
+    seconds = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
 def take_turns(step):
     """Runs step() as the standard input says. The seconds of every step."""
     print(json.dumps({"ready": True}), flush=True)
     seconds = []
     for line in sys.stdin:
-        count, start = int(line), time.perf_counter()
-        for _ in range(count):
-            begin = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - begin)
-        print(json.dumps({"steps": count, "seconds": time.perf_counter() - start}), flush=True)
+        turn = time_steps(step, int(line))
+        print(json.dumps({"steps": len(turn), "seconds": sum(turn)}), flush=True)
+        seconds += turn
     return seconds

@@ -56,7 +56,7 @@ void Gemm(const GemmArgs& args, void* workspace, ThreadPool& pool);
 
 // An operand packed once and used by many products. The packed form holds `storage` elements (bf16
 // halves the memory; kF32 compute then widens in the micro-kernel). It pays where the packed form
-// stays in a cache from product to product; a large one read once is slower than none.
+// stays in a cache from product to product; one that comes from memory costs more than packing anew.
 int64_t PackedBBytes(int64_t k, int64_t n, DType storage, Compute compute);
 void PackB(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute compute, void* packed,
            ThreadPool& pool);
