@@ -121,6 +121,10 @@ void Add(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool) {
 template <int64_t kRows, class T>
 TESSERA_INLINE void AddRows(const T* x, int64_t rows, int64_t ld, Range columns, float* out) {
   ForVectors(columns.begin, columns.end, [&](int64_t c, auto lanes) TESSERA_INLINE_LAMBDA {
+    constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
+    if (kRows > 0 && c % kLine == 0) {  // the next rows, whose short runs a core does not foresee
+      for (int64_t row = 0; row < kRows; ++row) __builtin_prefetch(x + (kRows + row) * ld + c);
+    }
     F32 sum = Load(out + c, lanes);
     const int64_t count = kRows > 0 ? kRows : rows;
     for (int64_t row = 0; row < count; ++row) sum = sum + Load(x + row * ld + c, lanes);

@@ -6,6 +6,13 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
+// Rows of a table lie anywhere: loops over them ask for the row this many ahead.
+constexpr int64_t kTableAhead = 4;
+template <class T>
+TESSERA_INLINE void PrefetchColumns(const T* row, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + i);
+}
+
 template <class Table, class T>
 void ForwardAll(const EmbeddingForwardArgs& args, ThreadPool& pool) {
   const Table* table = static_cast<const Table*>(args.table);
@@ -13,6 +20,9 @@ void ForwardAll(const EmbeddingForwardArgs& args, ThreadPool& pool) {
   const int64_t width = args.width;
   ParallelRows(pool, args.rows, width, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
+      if (row + kTableAhead < end) {
+        PrefetchColumns(table + int64_t{args.tokens[row + kTableAhead]} * width, 0, width);
+      }
       const Table* source = table + int64_t{args.tokens[row]} * width;
       T* y = static_cast<T*>(args.y) + row * width;
       if (positions == nullptr) {
@@ -46,6 +56,10 @@ void BackwardAll(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
     const Range columns = PartOf(width, kColumnGrain, part, parts);
     for (int64_t row = 0; row < args.rows; ++row) {
       const T* d = dy + row * width;
+      if (row + kTableAhead < args.rows) {
+        PrefetchColumns(args.dtable + int64_t{args.tokens[row + kTableAhead]} * width,
+                        columns.begin, columns.end);
+      }
       float* dtable = args.dtable + int64_t{args.tokens[row]} * width;
       if (args.dpositions == nullptr) {
         ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {

@@ -37,18 +37,28 @@ TESSERA_INLINE float ElementOfA(const MatrixRef& a, int64_t row, int64_t k) {
 template <int kRows, int kCols, class In>
 TESSERA_INLINE void DotColumns(const float* a, int64_t ld_a, const In* b, int64_t ld_b, int64_t k,
                                float* sums, int64_t ld_sums) {
+  // Asks for the next columns, whose rows a core's own prefetching does not foresee, into L2.
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
   F32 acc[kRows][kCols] = {};
+  const auto add = [&](int64_t step, int c) {
+    const F32 vector = Load(b + c * ld_b + step);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      acc[r][c] = Fma(Load(a + r * ld_a + step), vector, acc[r][c]);
+    }
+  };
   int64_t step = 0;
-  for (; step + kLanes <= k; step += kLanes) {
+  for (; step + kLine <= k; step += kLine) {
 #pragma GCC unroll 4
     for (int c = 0; c < kCols; ++c) {
-      __builtin_prefetch(b + c * ld_b + step + 1024 / static_cast<int64_t>(sizeof(In)));
-      const F32 vector = Load(b + c * ld_b + step);
+      __builtin_prefetch(b + (kCols + c) * ld_b + step, 0, 2);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][c] = Fma(Load(a + r * ld_a + step), vector, acc[r][c]);
-      }
+      for (int64_t lane = 0; lane < kLine; lane += kLanes) add(step + lane, c);
     }
+  }
+  for (; step + kLanes <= k; step += kLanes) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kCols; ++c) add(step, c);
   }
   if (step < k) {
 #pragma GCC unroll 4

@@ -70,6 +70,7 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
   }
   float sums[2] = {0, 0};  // of exponentials, and of l - max for label smoothing
   Reduce<2>(vocab, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+    __builtin_prefetch(x + args.ld + i, 0, 2);  // the next row, while this one is computed
     const F32 l = Capped<kCap>(Load(x + i, part), cap, inverse);
     const F32 shifted = l - max;
     const F32 e = Exp(shifted);
