@@ -17,7 +17,7 @@
 #include "cli/commands.h"
 #include "cli/machine_probe.h"
 #include "kernels/attention.h"
-#include "kernels/cpu/table.h"
+#include "kernels/gemm.h"
 #include "kernels/isa.h"
 
 namespace tessera::cli {
@@ -95,18 +95,9 @@ double BestSeconds(double seconds, const Fn& fn) {
   return best;
 }
 
-// GF/s of independent fused multiply-adds in registers on every thread.
-double MeasurePeak(ThreadPool& pool) {
-  const kernels::KernelTable& table = kernels::ActiveTable();
-  constexpr int64_t kIterations = 200000;
-  std::vector<double> flops(static_cast<size_t>(pool.num_threads()) * 8, 0.0);
-  const double best = BestSeconds(0.05, [&] {
-    pool.Run(
-        [&](int thread) { flops[static_cast<size_t>(thread) * 8] = table.peak_f32(kIterations); });
-  });
-  double total = 0;
-  for (const double f : flops) total += f;
-  return total / best / 1e9;
+// As a run in this type multiplies.
+kernels::Compute ComputeOf(DType dtype) {
+  return dtype == DType::kBf16 ? kernels::MeasuredCompute().compute : kernels::Compute::kF32;
 }
 
 struct TrainingRates {
@@ -149,6 +140,7 @@ TrainingRates MeasureTraining(const TrainingCase& c, DType dtype, double seconds
   forward.shape.alibi_slopes = c.alibi ? slopes.data() : nullptr;
   forward.shape.segment_start = c.document > 0 ? starts.data() : nullptr;
   forward.dtype = dtype;
+  forward.compute = ComputeOf(dtype);
   forward.q = qkv.get();
   forward.k = qkv.get() + width * item;
   forward.v = qkv.get() + (width + kv_width) * item;
@@ -215,11 +207,12 @@ void RunBench(const Flags& flags) {
   ThreadPool pool(flags.threads);
   const MemoryRates memory =
       MeasureMemoryRates(ReadMemoryInfo().available_bytes, ThisCpu().l3_bytes, pool);
-  double peak = MeasurePeak(pool);
+  const kernels::Compute compute = ComputeOf(dtype);
+  double peak = kernels::PeakGflops(compute, pool);
   std::vector<TrainingRates> training;
   for (const TrainingCase& c : kTrainingCases) {
     training.push_back(MeasureTraining(c, dtype, flags.seconds, pool));
-    peak = std::max(peak, MeasurePeak(pool));
+    peak = std::max(peak, kernels::PeakGflops(compute, pool));
   }
   std::vector<double> decode;
   for (const DecodeCase& c : kDecodeCases) {
@@ -228,9 +221,9 @@ void RunBench(const Flags& flags) {
 
   Json rows = Json::array(), decode_rows = Json::array();
   if (!flags.json) {
-    fmt::print("{} threads, {}, {}: peak {:.0f} GF/s fp32, memory read {:.1f} GB/s\n\n",
+    fmt::print("{} threads, {}, {}: peak {:.0f} GF/s {}, memory read {:.1f} GB/s\n\n",
                pool.num_threads(), kernels::IsaName(kernels::ActiveIsa()), flags.dtype, peak,
-               memory.read_gb_per_s);
+               compute == kernels::Compute::kBf16 ? "bf16" : "fp32", memory.read_gb_per_s);
     fmt::print("{:<34} {:>13} {:>13} {:>9}\n", "training (causal)", "forward GF/s", "backward GF/s",
                "of peak");
   }
@@ -275,7 +268,8 @@ void RunBench(const Flags& flags) {
     const Json report = {{"threads", pool.num_threads()},
                          {"isa", std::string(kernels::IsaName(kernels::ActiveIsa()))},
                          {"dtype", flags.dtype},
-                         {"peak_f32_gflops", peak},
+                         {"compute", compute == kernels::Compute::kBf16 ? "bf16" : "fp32"},
+                         {"peak_gflops", peak},
                          {"read_gb_per_s", memory.read_gb_per_s},
                          {"training", rows},
                          {"decode", decode_rows}};

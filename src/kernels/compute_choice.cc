@@ -59,6 +59,24 @@ ComputeChoice Choose() {
 
 }  // namespace
 
+double PeakGflops(Compute compute, ThreadPool& pool) {
+  using Clock = std::chrono::steady_clock;
+  const KernelTable& table = ActiveTable();
+  const bool pairs = compute == Compute::kBf16 && table.peak_bf16 != nullptr;
+  double (*burst)(int64_t) = pairs ? table.peak_bf16 : table.peak_f32;
+  constexpr int64_t kIterations = 200000;
+  constexpr int kBursts = 5;
+  const double flops = burst(1) * kIterations * pool.num_threads();
+  double best = 0;
+  for (int i = 0; i < kBursts; ++i) {
+    const Clock::time_point start = Clock::now();
+    pool.Run([&](int) { burst(kIterations); });
+    const double ns = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+    best = std::max(best, flops / std::max(ns, 1.0));
+  }
+  return best;
+}
+
 const ComputeChoice& MeasuredCompute() {
   static const ComputeChoice choice = Choose();
   return choice;

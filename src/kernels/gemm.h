@@ -74,4 +74,8 @@ struct ComputeChoice {
 };
 const ComputeChoice& MeasuredCompute();
 
+// GFLOP/s of the multiplier alone on every thread of the pool: multiply-adds in registers, the best
+// of some bursts of a few milliseconds. kBf16 is fp32 where the processor has no bf16 dot.
+double PeakGflops(Compute compute, ThreadPool& pool);
+
 }  // namespace tessera::kernels

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -16,9 +17,14 @@
 #include "kernels/reference/gemm.h"
 
 #if defined(__x86_64__)
-namespace tessera::kernels::avx512_bf16_emulated {
+namespace tessera::kernels {
+namespace avx2_bf16_emulated {
 void FillGemm(KernelTable& table);
 }
+namespace avx512_bf16_emulated {
+void FillGemm(KernelTable& table);
+}
+}  // namespace tessera::kernels
 #endif
 
 namespace tessera::kernels {
@@ -31,7 +37,7 @@ struct Variant {
   bool dot = false;   // has a dot of bf16 pairs, emulated or not
 };
 
-// Every set that this machine runs, and the bf16 variant with its dot emulated.
+// Every set that this machine runs, and those with the bf16 dot emulated.
 const std::vector<Variant>& Variants() {
   static const std::vector<Variant> variants = [] {
     std::vector<Variant> all;
@@ -43,11 +49,15 @@ const std::vector<Variant>& Variants() {
     }
     SetActiveIsa(active);
 #if defined(__x86_64__)
-    if (SupportedIsas().size() >= 3) {
-      Variant emulated{"avx512_bf16_emulated", {}, true, true};
-      avx512_bf16_emulated::FillGemm(emulated.table);
-      all.push_back(emulated);
-    }
+    const auto add_emulated = [&](Isa base, std::string name, void (*fill)(KernelTable&)) {
+      const std::vector<Isa> isas = SupportedIsas();
+      if (std::find(isas.begin(), isas.end(), base) == isas.end()) return;
+      Variant emulated{std::move(name), {}, true, true};
+      fill(emulated.table);
+      all.push_back(std::move(emulated));
+    };
+    add_emulated(Isa::kAvx2, "avx2_bf16_emulated", avx2_bf16_emulated::FillGemm);
+    add_emulated(Isa::kAvx512, "avx512_bf16_emulated", avx512_bf16_emulated::FillGemm);
 #endif
     return all;
   }();

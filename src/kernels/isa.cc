@@ -26,9 +26,10 @@ KernelTable MakeTable(Isa isa) {
     case Isa::kAvx2: TESSERA_FILL_ALL(avx2); break;
     case Isa::kAvx512: TESSERA_FILL_ALL(avx512); break;
     case Isa::kAvx512Bf16:
-      // Only products have instructions of their own here.
+      // Dots of bf16 pairs and rounding to bf16 are instructions here.
       TESSERA_FILL_ALL(avx512);
-      fill(avx512_bf16::FillGemm);
+      fill(avx512_bf16::FillGemm, avx512_bf16::FillAttention, avx512_bf16::FillNorm,
+           avx512_bf16::FillActivation, avx512_bf16::FillLoss);
       break;
 #else
     default: TESSERA_CHECK(false, "this instruction set is not part of the build");

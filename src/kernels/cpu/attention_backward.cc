@@ -39,23 +39,27 @@ Plan MakePlan(const Problem& p, int num_threads) {
 
 struct Scratch {
   RowLimits* rows = nullptr;
-  float* keys_t = nullptr;    // [panel tiles][head_size, kTile]
+  float* keys_t = nullptr;    // [panel tiles][depth, kTile]
   float* values_t = nullptr;  // the same
-  float* keys = nullptr;      // [panel_keys, padded]
+  float* keys = nullptr;      // [panel_keys, padded], or half as many rows of pairs
   float* dk = nullptr;        // [panel_keys, padded]
   float* dv = nullptr;
-  float* q = nullptr;         // [kTile, padded], scaled
-  float* dout = nullptr;      // [kTile, padded]
+  float* q = nullptr;          // [kTile, depth_stride]; floats are scaled
+  float* dout = nullptr;       // [kTile, depth_stride]
+  float* q_rows = nullptr;     // the same as B of products over rows: in floats the same memory,
+  float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]
   float* dq = nullptr;        // [kTile, padded]: the panel's part
   float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
   float* ds = nullptr;        // the same: dP, then dS
+  float* ds_words = nullptr;  // dS with pairs along keys: [kTile, kTile / 2]; floats: ds
   float* keep = nullptr;      // [kTile]
   float* delta = nullptr;     // [rows]
   float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
   float* unit_dq = nullptr;   // [rows, padded]
 };
 
-Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan) {
+// The same size for both kinds of words.
+Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word word) {
   const int64_t panel = plan.panel_keys * p.padded, tile = kTile * p.padded;
   Scratch s;
   s.rows = (RowLimits*)carver->Take((int64_t)sizeof(RowLimits));
@@ -66,13 +70,21 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan) {
   s.dv = carver->Floats(panel);
   s.q = carver->Floats(tile);
   s.dout = carver->Floats(tile);
+  s.q_rows = carver->Floats(tile / 2);
+  s.dout_rows = carver->Floats(tile / 2);
   s.dq = carver->Floats(tile);
   s.p = carver->Floats(kTile * kTile);
   s.ds = carver->Floats(kTile * kTile);
+  s.ds_words = carver->Floats(kTile * kTile / 2);
   s.keep = carver->Floats(kTile);
   s.delta = carver->Floats(p.rows);
   s.unit_dq = carver->Floats(plan.gradient_floats);
   s.chunk_dq = plan.chunk_keys > plan.panel_keys ? carver->Floats(plan.gradient_floats) : nullptr;
+  if (word == Word::kFloat) {
+    s.q_rows = s.q;
+    s.dout_rows = s.dout;
+    s.ds_words = s.ds;
+  }
   return s;
 }
 
@@ -192,35 +204,65 @@ TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r
   }
 }
 
+// The finished tiles p and ds as words of pairs: along rows both, along keys ds alone.
+void RoundTiles(const Scratch& s, int64_t count) {
+  const int64_t rows = RoundUp(count, 2);
+  if (rows > count) {
+    std::memset(s.p + count * kTile, 0, kTile * 4);
+    std::memset(s.ds + count * kTile, 0, kTile * 4);
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    const float* from = s.ds + r * kTile;
+    for (int64_t k = 0; k < kTile; k += 2 * kLanes) {
+      StoreWords(s.ds_words + (r * kTile + k) / 2,
+                 RoundToWords(Load(from + k), Load(from + k + kLanes)));
+    }
+  }
+  RoundRowsToPairs(0, rows, kTileVectors, s.p);
+  RoundRowsToPairs(0, rows, kTileVectors, s.ds);
+}
+
 // One tile of rows (packed in scratch) with one tile of keys: adds to dk, dv and dq of scratch.
+template <Word kWord>
 void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
                   int64_t panel_begin, int64_t tile_index, int64_t n) {
+  constexpr bool kPairs = kWord == Word::kPair;
+  constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = *s.rows;
   const int64_t begin = panel_begin + tile_index * kTile;
-  const int64_t size = problem.shape.head_size, padded = problem.padded;
+  const int64_t depth = problem.depth, padded = problem.padded;
   const bool edge = !rows.SeesAll(begin, begin + kTile);
   int64_t from[kTile], to[kTile];
   if (edge) {
     for (int64_t r = 0; r < rows.count; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
   }
 
-  const float* keys_t = s.keys_t + tile_index * size * kTile;
-  const float* values_t = s.values_t + tile_index * size * kTile;
-  const Product scores = {
-      .a = s.q, .lda = padded, .b = keys_t, .ldb = kTile, .c = s.p, .ldc = kTile};
-  const Product dp = {
-      .a = s.dout, .lda = padded, .b = values_t, .ldb = kTile, .c = s.ds, .ldc = kTile};
+  const float* keys_t = s.keys_t + tile_index * depth * kTile;
+  const float* values_t = s.values_t + tile_index * depth * kTile;
+  const Product scores = {.a = s.q,
+                          .lda = problem.depth_stride,
+                          .b = keys_t,
+                          .ldb = kTile,
+                          .c = s.p,
+                          .ldc = kTile,
+                          .scale = &problem.q_scale};
+  const Product dp = {.a = s.dout,
+                      .lda = problem.depth_stride,
+                      .b = values_t,
+                      .ldb = kTile,
+                      .c = s.ds,
+                      .ldc = kTile};
   if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
       rows.KeysOf(row, count, begin, n, &low, &high);
-      return Extent{0, size, low / kLanes, CeilDiv(high, kLanes)};
+      return Extent{0, depth, low / kLanes, CeilDiv(high, kLanes)};
     };
-    Multiply<Layout::kRows, Update::kStore>(scores, 0, rows.count, kTileVectors, columns);
-    Multiply<Layout::kRows, Update::kStore>(dp, 0, rows.count, kTileVectors, columns);
+    Multiply<kWord, Layout::kRows, kScores>(scores, 0, rows.count, kTileVectors, columns);
+    Multiply<kWord, Layout::kRows, Update::kStore>(dp, 0, rows.count, kTileVectors, columns);
   } else {
-    MultiplyAll<Layout::kRows, Update::kStore>(scores, rows.count, size, kTileVectors);
-    MultiplyAll<Layout::kRows, Update::kStore>(dp, rows.count, size, kTileVectors);
+    MultiplyAll<kWord, Layout::kRows, kScores>(scores, rows.count, depth, kTileVectors);
+    MultiplyAll<kWord, Layout::kRows, Update::kStore>(dp, rows.count, depth, kTileVectors);
   }
 
   WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
@@ -231,32 +273,38 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     }
   });
 
+  if (kPairs) RoundTiles(s, rows.count);
   const int64_t offset = tile_index * kTile * padded;
   const Product dv = {
-      .a = s.p, .lda = kTile, .b = s.dout, .ldb = padded, .c = s.dv + offset, .ldc = padded};
+      .a = s.p, .lda = kTile, .b = s.dout_rows, .ldb = padded, .c = s.dv + offset, .ldc = padded};
   const Product dk = {
-      .a = s.ds, .lda = kTile, .b = s.q, .ldb = padded, .c = s.dk + offset, .ldc = padded};
-  const Product dq = {
-      .a = s.ds, .lda = kTile, .b = s.keys + offset, .ldb = padded, .c = s.dq, .ldc = padded};
+      .a = s.ds, .lda = kTile, .b = s.q_rows, .ldb = padded, .c = s.dk + offset, .ldc = padded};
+  const Product dq = {.a = s.ds_words,
+                      .lda = WordSteps(kWord, kTile),
+                      .b = s.keys + offset / kStepsPerWord<kWord>,
+                      .ldb = padded,
+                      .c = s.dq,
+                      .ldc = padded};
   if (edge) {
     const auto queries = [&](int64_t key, int64_t count) {
       int64_t first = 0, last = rows.count;
       while (first < last && (to[first] <= key || from[first] >= key + count)) ++first;
       while (last > first && (to[last - 1] <= key || from[last - 1] >= key + count)) --last;
-      return Extent{first, last, 0, problem.vectors};
+      return ExtentOf<kWord>(first, last, 0, problem.vectors);
     };
-    Multiply<Layout::kColumns, Update::kAdd>(dv, 0, n, problem.vectors, queries);
-    Multiply<Layout::kColumns, Update::kAdd>(dk, 0, n, problem.vectors, queries);
-    Multiply<Layout::kRows, Update::kAdd>(
+    Multiply<kWord, Layout::kColumns, Update::kAdd>(dv, 0, n, problem.vectors, queries);
+    Multiply<kWord, Layout::kColumns, Update::kAdd>(dk, 0, n, problem.vectors, queries);
+    Multiply<kWord, Layout::kRows, Update::kAdd>(
         dq, 0, rows.count, problem.vectors, [&](int64_t row, int64_t count) {
-          Extent e = {0, 0, 0, problem.vectors};
-          rows.KeysOf(row, count, begin, n, &e.depth_begin, &e.depth_end);
-          return e;
+          int64_t low = 0, high = 0;
+          rows.KeysOf(row, count, begin, n, &low, &high);
+          return ExtentOf<kWord>(low, high, 0, problem.vectors);
         });
   } else {
-    MultiplyAll<Layout::kColumns, Update::kAdd>(dv, n, rows.count, problem.vectors);
-    MultiplyAll<Layout::kColumns, Update::kAdd>(dk, n, rows.count, problem.vectors);
-    MultiplyAll<Layout::kRows, Update::kAdd>(dq, rows.count, n, problem.vectors);
+    const int64_t queries = WordSteps(kWord, rows.count), keys = WordSteps(kWord, n);
+    MultiplyAll<kWord, Layout::kColumns, Update::kAdd>(dv, n, queries, problem.vectors);
+    MultiplyAll<kWord, Layout::kColumns, Update::kAdd>(dk, n, queries, problem.vectors);
+    MultiplyAll<kWord, Layout::kRows, Update::kAdd>(dq, rows.count, keys, problem.vectors);
   }
 }
 
@@ -265,19 +313,24 @@ void AddTo(const float* x, int64_t n, float* y) {
 }
 
 // Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded].
-template <class T>
+template <Word kWord, class T>
 void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, const float* delta,
                    int64_t begin, int64_t n, float* dq) {
   const int64_t size = p.shape.head_size;
   const T* k = unit.k + begin * unit.kv_stride;
   const T* v = unit.v + begin * unit.kv_stride;
   // dv is free until its sums begin: V passes through it on the way to its transpose.
-  PackRows(k, unit.kv_stride, n, size, p.padded, s.keys);
-  PackRows(v, unit.kv_stride, n, size, p.padded, s.dv);
+  PackAlongRows<kWord>(p, k, unit.kv_stride, n, s.keys);
+  PackRows<kWord>(p, v, unit.kv_stride, n, s.dv);
+  const float* key_rows = s.keys;
+  if (kWord == Word::kPair) {  // dk is free as well
+    PackRows<kWord>(p, k, unit.kv_stride, n, s.dk);
+    key_rows = s.dk;
+  }
   for (int64_t j = 0; j < n; j += kTile) {
-    const int64_t count = MinOf(kTile, n - j);
-    TransposeTile(s.keys + j * p.padded, count, size, p.padded, s.keys_t + j * size);
-    TransposeTile(s.dv + j * p.padded, count, size, p.padded, s.values_t + j * size);
+    const int64_t count = MinOf(kTile, n - j), row = j * p.depth_stride;
+    TransposeTile(key_rows + row, count, p.depth, p.depth_stride, s.keys_t + j * p.depth);
+    TransposeTile(s.dv + row, count, p.depth, p.depth_stride, s.values_t + j * p.depth);
   }
   std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
   std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
@@ -294,21 +347,32 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
         PrefetchRow(unit.q.Row(row + kRowsAhead), size);
         PrefetchRow(unit.dout.Row(row + kRowsAhead), size);
       }
-      PackRow(unit.q.Row(row), size, p.q_scale, s.q + r * p.padded);
-      PackRow(unit.dout.Row(row), size, 1.0f, s.dout + r * p.padded);
+      PackRow<kWord>(unit.q.Row(row), size, p.q_scale, s.q + r * p.depth_stride);
+      PackRow<kWord>(unit.dout.Row(row), size, 1.0f, s.dout + r * p.depth_stride);
+      if constexpr (kWord == Word::kPair) {
+        if (r % 2 == 0) {
+          const bool next = r + 1 < count;
+          PackRowPair(unit.q.Row(row), next ? unit.q.Row(row + 1) : nullptr, size,
+                      s.q_rows + r / 2 * p.padded);
+          PackRowPair(unit.dout.Row(row), next ? unit.dout.Row(row + 1) : nullptr, size,
+                      s.dout_rows + r / 2 * p.padded);
+        }
+      }
       lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;
     }
     std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t keys = MinOf(kTile, n - j);
       if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;
-      BackwardTile(p, s, lse, delta + first, begin, j / kTile, keys);
+      BackwardTile<kWord>(p, s, lse, delta + first, begin, j / kTile, keys);
     }
     AddTo(s.dq, count * p.padded, dq + first * p.padded);
   }
 
-  // The packed Q carries q_scale; the true factor of dK is the shape's scale.
-  const float dk_scale = p.shape.softcap > 0 ? p.shape.softcap : kLn2;
+  // The true factor of dK is the shape's scale; Q that was packed as floats carries q_scale.
+  const float dk_scale = kWord == Word::kPair  ? p.shape.scale
+                         : p.shape.softcap > 0 ? p.shape.softcap
+                                               : kLn2;
   for (int64_t j = 0; j < n; ++j) {
     const int64_t row = (begin + j) * unit.kv_stride;
     UnpackRow(s.dk + j * p.padded, size, dk_scale, unit.dk + row);
@@ -316,27 +380,27 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
   }
 }
 
-template <class T>
+template <Word kWord, class T>
 void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s,
                    const float* delta, int64_t chunk, float* dq) {
   const int64_t end = MinOf(p.shape.length, (chunk + 1) * plan.chunk_keys);
   for (int64_t begin = chunk * plan.chunk_keys; begin < end; begin += plan.panel_keys) {
-    BackwardPanel(p, unit, s, delta, begin, MinOf(plan.panel_keys, end - begin), dq);
+    BackwardPanel<kWord>(p, unit, s, delta, begin, MinOf(plan.panel_keys, end - begin), dq);
   }
 }
 
-template <class T>
+template <Word kWord, class T>
 void BackwardUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s) {
   FillDelta(p, unit, 0, p.rows, s.delta);
   std::memset(s.unit_dq, 0, (size_t)plan.gradient_floats * 4);
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
     // A chunk of one panel adds each row once, so a buffer of its own would change no bit.
     if (s.chunk_dq == nullptr) {
-      BackwardChunk(p, plan, unit, s, s.delta, chunk, s.unit_dq);
+      BackwardChunk<kWord>(p, plan, unit, s, s.delta, chunk, s.unit_dq);
       continue;
     }
     std::memset(s.chunk_dq, 0, (size_t)plan.gradient_floats * 4);
-    BackwardChunk(p, plan, unit, s, s.delta, chunk, s.chunk_dq);
+    BackwardChunk<kWord>(p, plan, unit, s, s.delta, chunk, s.chunk_dq);
     AddTo(s.chunk_dq, plan.gradient_floats, s.unit_dq);
   }
   for (int64_t r = 0; r < p.rows; ++r) {
@@ -357,14 +421,14 @@ void SumChunks(const Problem& p, const Plan& plan, const Unit<T>& unit, int64_t 
   }
 }
 
-template <class T>
+template <Word kWord, class T>
 void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
-  const Problem p = MakeProblem(args.forward.shape, nullptr);
+  const Problem p = MakeProblem(args.forward.shape, nullptr, kWord);
   const Plan plan = MakePlan(p, pool.num_threads());
   Carver carver = {(char*)workspace, 0};
   const Shared shared = CarveShared(&carver, p, plan);
   Carver measure;
-  CarveScratch(&measure, p, plan);
+  CarveScratch(&measure, p, plan, kWord);
   const int64_t split_units = plan.units - plan.whole_units;
 
   if (split_units > 0) {
@@ -381,11 +445,11 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   int64_t next = 0;
   pool.Run([&](int thread) {
     Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
-    const Scratch scratch = CarveScratch(&own, p, plan);
+    const Scratch scratch = CarveScratch(&own, p, plan, kWord);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
       if (item < plan.whole_units) {
         CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));
-        BackwardUnit(p, plan, MakeUnit<T>(args, p, item), scratch);
+        BackwardUnit<kWord>(p, plan, MakeUnit<T>(args, p, item), scratch);
         continue;
       }
       // Chunk by chunk: in a causal call the first ones are the longest.
@@ -397,8 +461,8 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
                           0.5 * static_cast<double>(plan.chunk_keys * plan.chunk_keys * p.group));
       float* dq = shared.dq + (u * plan.chunks + chunk) * plan.gradient_floats;
       std::memset(dq, 0, (size_t)plan.gradient_floats * 4);
-      BackwardChunk(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), scratch,
-                    shared.delta + u * p.rows, chunk, dq);
+      BackwardChunk<kWord>(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), scratch,
+                           shared.delta + u * p.rows, chunk, dq);
     }
   });
 
@@ -420,16 +484,19 @@ int64_t BackwardBytes(const AttentionShape& shape, int num_threads) {
   const Plan plan = MakePlan(p, num_threads);
   Carver shared, scratch;
   CarveShared(&shared, p, plan);
-  CarveScratch(&scratch, p, plan);
+  CarveScratch(&scratch, p, plan, Word::kFloat);
   return shared.used + scratch.used * num_threads;
 }
 
 void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
-  if (args.forward.dtype == DType::kBf16) {
-    Backward<bf16>(args, workspace, pool);
-  } else {
-    Backward<float>(args, workspace, pool);
+  const AttentionForwardArgs& forward = args.forward;
+  if (forward.dtype == DType::kF32) return Backward<Word::kFloat, float>(args, workspace, pool);
+  if constexpr (kHasBf16Dot) {
+    if (forward.compute == Compute::kBf16) {
+      return Backward<Word::kPair, bf16>(args, workspace, pool);
+    }
   }
+  Backward<Word::kFloat, bf16>(args, workspace, pool);
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -2,6 +2,7 @@
 // keys are cut into splits of a fixed length, whose partial results are merged in order, so that
 // one long sequence occupies every thread. Many rows (a prompt): tiles of rows, as in forward.
 #include "kernels/cpu/attention_online.h"
+#include "kernels/cpu/attention_rows.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -121,11 +122,17 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
       const int64_t key_end = split ? MinOf(unit.keys, key_begin + kSplitKeys) : unit.keys;
       if (key_begin >= key_end) continue;
       CountItem(item, static_cast<double>((end - first) * (key_end - key_begin)));
-      for (int64_t row = first; row < end; row += kTile, ++tiles) {
-        BeginTile(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row), unit.q,
-                  scratch.keys, &scratch.tiles[tiles]);
+      if (p.rows <= kFewRows) {
+        tiles = 1;
+        BeginRows(p, unit.sequence, unit.kv_head, p.rows, unit.q, &scratch.tiles[0]);
+        AttendRows(p, unit.kv, key_begin, key_end, scratch, &scratch.tiles[0]);
+      } else {
+        for (int64_t row = first; row < end; row += kTile, ++tiles) {
+          BeginTile<Word::kFloat>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
+                                  unit.q, scratch.keys, &scratch.tiles[tiles]);
+        }
+        AttendBlock<Word::kFloat>(p, unit.kv, key_begin, key_end, scratch, tiles);
       }
-      AttendBlock(p, unit.kv, key_begin, key_end, scratch, tiles);
       if (!split || unit.keys <= kSplitKeys) {
         for (int64_t i = 0; i < tiles; ++i) EndTile(p, scratch.tiles[i], unit.out);
         continue;

@@ -24,7 +24,7 @@ Plan MakePlan(const Problem& p, int num_threads) {
   return plan;
 }
 
-template <class T>
+template <Word kWord, class T>
 void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan, int64_t unit,
                  int64_t block, const OnlineScratch& scratch) {
   const int64_t size = p.shape.head_size;
@@ -41,10 +41,10 @@ void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan&
   int64_t tiles = 0;
   const int64_t end = MinOf(p.rows, (block + 1) * plan.tiles * kTile);
   for (int64_t first = block * plan.tiles * kTile; first < end; first += kTile, ++tiles) {
-    BeginTile(p, sequence, kv_head, first, MinOf(kTile, end - first), q, scratch.keys,
-              &scratch.tiles[tiles]);
+    BeginTile<kWord>(p, sequence, kv_head, first, MinOf(kTile, end - first), q, scratch.keys,
+                     &scratch.tiles[tiles]);
   }
-  AttendBlock(p, kv, 0, p.keys, scratch, tiles);
+  AttendBlock<kWord>(p, kv, 0, p.keys, scratch, tiles);
   for (int64_t i = 0; i < tiles; ++i) {
     const QueryTile& tile = scratch.tiles[i];
     EndTile(p, tile, out);
@@ -57,9 +57,9 @@ void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan&
   }
 }
 
-template <class T>
+template <Word kWord, class T>
 void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
-  const Problem p = MakeProblem(args.shape, nullptr);
+  const Problem p = MakeProblem(args.shape, nullptr, kWord);
   const Plan plan = MakePlan(p, pool.num_threads());
   const int64_t items = plan.units * plan.blocks;
   // Long items first where there are few; else one sequence after the other for the caches.
@@ -77,7 +77,7 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
       const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
       const int64_t keys = p.shape.causal ? end / p.group : p.keys;
       CountItem(item, static_cast<double>((end - first) * keys));
-      ForwardItem<T>(args, p, plan, unit, plan.blocks - 1 - block, scratch);
+      ForwardItem<kWord, T>(args, p, plan, unit, plan.blocks - 1 - block, scratch);
     }
   });
 }
@@ -91,11 +91,13 @@ int64_t ForwardBytes(const AttentionShape& shape, int num_threads) {
 }
 
 void RunForward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
-  if (args.dtype == DType::kBf16) {
-    Forward<bf16>(args, workspace, pool);
-  } else {
-    Forward<float>(args, workspace, pool);
+  if (args.dtype == DType::kF32) return Forward<Word::kFloat, float>(args, workspace, pool);
+  if constexpr (kHasBf16Dot) {
+    if (args.compute == Compute::kBf16) {
+      return Forward<Word::kPair, bf16>(args, workspace, pool);
+    }
   }
+  Forward<Word::kFloat, bf16>(args, workspace, pool);
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -1,9 +1,10 @@
-// Small products of attention: C[rows, columns] from A read element by element (broadcast) and B
-// read in whole vectors, accumulated in registers. All sizes of a tile are kept in L1 or L2 by the
+// Small products of attention: C[rows, columns] from A read word by word (broadcast) and B read in
+// whole vectors of words, accumulated in registers. All sizes of a tile are kept in L1 or L2 by the
 // callers; here only registers matter.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/bf16_dot.h"
+#include "kernels/cpu/register_block.h"
 
 // Loops over register blocks must vanish before arrays are placed in registers.
 #if defined(__clang__)
@@ -29,11 +30,13 @@ inline constexpr int64_t kBlockRows = 6, kBlockCols = 2;
 inline constexpr int64_t kBlockRows = 4, kBlockCols = 2;
 #endif
 
-// How A lies in memory: element (row r, depth k) is a[r * lda + k] or a[k * lda + r].
+// How A lies in memory: word (row r, depth k) is a[r * lda + k] or a[k * lda + r].
 enum class Layout { kRows, kColumns };
-// C = A B; C += A B; C = scale[row] C + A B.
-enum class Update { kStore, kAdd, kScaleAdd };
+// C = A B; C = scale[0] A B; C += A B; C = scale[row] C + A B.
+enum class Update { kStore, kScaled, kAdd, kScaleAdd };
 
+// A and B in words of Word::kFloat or, typed as floats of the same size, Word::kPair: the depth of
+// a product is counted in words.
 struct Product {
   const float* a = nullptr;
   int64_t lda = 0;
@@ -41,7 +44,7 @@ struct Product {
   int64_t ldb = 0;
   float* c = nullptr;
   int64_t ldc = 0;
-  const float* scale = nullptr;  // [rows], Update::kScaleAdd only
+  const float* scale = nullptr;  // Update::kScaled and kScaleAdd only
 };
 
 // The part of a product that a strip of rows needs; columns are counted in vectors.
@@ -49,8 +52,35 @@ struct Extent {
   int64_t depth_begin, depth_end, col_begin, col_end;
 };
 
+// One step of a product: sum[r][n] += a of row r * b[n].
+template <Word kWord, Layout kLayout, int kRows, int kCols>
+TESSERA_INLINE void AddStep(const float* a, [[maybe_unused]] int64_t lda, const float* b, F32 (&sum)[kRows][kCols]) {
+  const auto word_of = [=](int r) { return kLayout == Layout::kRows ? a + r * lda : a + r; };
+  if constexpr (kWord == Word::kPair) {
+    U32 bn[kCols];
+    TESSERA_UNROLL
+    for (int n = 0; n < kCols; ++n) bn[n] = LoadWords(b + n * kLanes);
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const U32 ar = BroadcastWord(word_of(r));
+      TESSERA_UNROLL
+      for (int n = 0; n < kCols; ++n) sum[r][n] = DotPairs(sum[r][n], ar, bn[n]);
+    }
+  } else {
+    F32 bn[kCols];
+    TESSERA_UNROLL
+    for (int n = 0; n < kCols; ++n) bn[n] = LoadInOrder(b + n * kLanes);
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const F32 ar = BroadcastFloat(word_of(r));
+      TESSERA_UNROLL
+      for (int n = 0; n < kCols; ++n) FmaInPlace(sum[r][n], ar, bn[n]);
+    }
+  }
+}
+
 // Every element is one chain over depth from 0, so the bits do not depend on the blocking.
-template <Layout kLayout, Update kUpdate, int kRows, int kCols>
+template <Word kWord, Layout kLayout, Update kUpdate, int kRows, int kCols>
 [[gnu::noinline]] void MicroKernel(const float* a, int64_t lda, const float* b, int64_t ldb,
                                    float* c, int64_t ldc, const float* scale, int64_t depth) {
   F32 sum[kRows][kCols];
@@ -60,15 +90,7 @@ template <Layout kLayout, Update kUpdate, int kRows, int kCols>
     for (int n = 0; n < kCols; ++n) sum[r][n] = Zero();
   }
   for (int64_t k = 0; k < depth; ++k) {
-    F32 bn[kCols];
-    TESSERA_UNROLL
-    for (int n = 0; n < kCols; ++n) bn[n] = Load(b + n * kLanes);
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const F32 ar = Set(kLayout == Layout::kRows ? a[r * lda] : a[r]);
-      TESSERA_UNROLL
-      for (int n = 0; n < kCols; ++n) sum[r][n] = Fma(ar, bn[n], sum[r][n]);
-    }
+    AddStep<kWord, kLayout>(a, lda, b, sum);
     a += kLayout == Layout::kRows ? 1 : lda;
     b += ldb;
   }
@@ -79,6 +101,8 @@ template <Layout kLayout, Update kUpdate, int kRows, int kCols>
       float* out = c + r * ldc + n * kLanes;
       if constexpr (kUpdate == Update::kAdd) {
         sum[r][n] = Load(out) + sum[r][n];
+      } else if constexpr (kUpdate == Update::kScaled) {
+        sum[r][n] = Set(scale[0]) * sum[r][n];
       } else if constexpr (kUpdate == Update::kScaleAdd) {
         sum[r][n] = Fma(Set(scale[r]), Load(out), sum[r][n]);
       }
@@ -87,34 +111,34 @@ template <Layout kLayout, Update kUpdate, int kRows, int kCols>
   }
 }
 
-template <Layout kLayout, Update kUpdate, int kRows>
+template <Word kWord, Layout kLayout, Update kUpdate, int kRows>
 TESSERA_INLINE void RowsOfProduct(const Product& p, int64_t row, int64_t col, int64_t cols,
                                   int64_t depth_begin, int64_t depth_end) {
   const float* a =
       kLayout == Layout::kRows ? p.a + row * p.lda + depth_begin : p.a + depth_begin * p.lda + row;
   const float* b = p.b + depth_begin * p.ldb + col * kLanes;
   float* c = p.c + row * p.ldc + col * kLanes;
-  const float* scale = kUpdate == Update::kScaleAdd ? p.scale + row : nullptr;
+  const float* scale = kUpdate == Update::kScaleAdd ? p.scale + row : p.scale;
   const int64_t depth = depth_end - depth_begin;
   if constexpr (kBlockCols >= 4) {
     if (cols == 4) {
-      MicroKernel<kLayout, kUpdate, kRows, 4>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
+      MicroKernel<kWord, kLayout, kUpdate, kRows, 4>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
       return;
     }
     if (cols == 3) {
-      MicroKernel<kLayout, kUpdate, kRows, 3>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
+      MicroKernel<kWord, kLayout, kUpdate, kRows, 3>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
       return;
     }
   }
   if (cols == 2) {
-    MicroKernel<kLayout, kUpdate, kRows, 2>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
+    MicroKernel<kWord, kLayout, kUpdate, kRows, 2>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
   } else {
-    MicroKernel<kLayout, kUpdate, kRows, 1>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
+    MicroKernel<kWord, kLayout, kUpdate, kRows, 1>(a, p.lda, b, p.ldb, c, p.ldc, scale, depth);
   }
 }
 
 // Rows [row_begin, row_end) by columns [0, cols) vectors; extent_of(row, rows) narrows a strip.
-template <Layout kLayout, Update kUpdate, class ExtentOf>
+template <Word kWord, Layout kLayout, Update kUpdate, class ExtentOf>
 TESSERA_INLINE void Multiply(const Product& p, int64_t row_begin, int64_t row_end, int64_t cols,
                              const ExtentOf& extent_of) {
   for (int64_t block = 0; block < cols; block += kBlockCols) {
@@ -129,22 +153,22 @@ TESSERA_INLINE void Multiply(const Product& p, int64_t row_begin, int64_t row_en
       if (count > 0 && (kUpdate != Update::kAdd || e.depth_end > e.depth_begin)) {
         switch (rows) {
           case kBlockRows:
-            RowsOfProduct<kLayout, kUpdate, kBlockRows>(p, row, col_begin, count, e.depth_begin,
-                                                        e.depth_end);
+            RowsOfProduct<kWord, kLayout, kUpdate, kBlockRows>(p, row, col_begin, count,
+                                                               e.depth_begin, e.depth_end);
             break;
 #if defined(__AVX2__)
           case 4:
-            RowsOfProduct<kLayout, kUpdate, 4>(p, row, col_begin, count, e.depth_begin,
-                                               e.depth_end);
+            RowsOfProduct<kWord, kLayout, kUpdate, 4>(p, row, col_begin, count, e.depth_begin,
+                                                      e.depth_end);
             break;
 #endif
           case 2:
-            RowsOfProduct<kLayout, kUpdate, 2>(p, row, col_begin, count, e.depth_begin,
-                                               e.depth_end);
+            RowsOfProduct<kWord, kLayout, kUpdate, 2>(p, row, col_begin, count, e.depth_begin,
+                                                      e.depth_end);
             break;
           default:
-            RowsOfProduct<kLayout, kUpdate, 1>(p, row, col_begin, count, e.depth_begin,
-                                               e.depth_end);
+            RowsOfProduct<kWord, kLayout, kUpdate, 1>(p, row, col_begin, count, e.depth_begin,
+                                                      e.depth_end);
         }
       }
       row += rows;
@@ -153,9 +177,9 @@ TESSERA_INLINE void Multiply(const Product& p, int64_t row_begin, int64_t row_en
 }
 
 // The same with one extent for all rows.
-template <Layout kLayout, Update kUpdate>
+template <Word kWord, Layout kLayout, Update kUpdate>
 TESSERA_INLINE void MultiplyAll(const Product& p, int64_t rows, int64_t depth, int64_t cols) {
-  Multiply<kLayout, kUpdate>(p, 0, rows, cols, [&](int64_t, int64_t) {
+  Multiply<kWord, kLayout, kUpdate>(p, 0, rows, cols, [&](int64_t, int64_t) {
     return Extent{0, depth, 0, cols};
   });
 }

@@ -87,8 +87,11 @@ TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t 
 
 }  // namespace
 
+template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile) {
+  constexpr bool kPairs = kWord == Word::kPair;
+  constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
   const bool edge = !rows.SeesAll(begin, begin + n);
@@ -109,33 +112,36 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     }
     if (key_from >= key_to) return;
   }
+  if (kPairs) {  // whole pairs of keys; those that no row sees get probability 0
+    key_from = key_from / 2 * 2;
+    key_to = RoundUp(key_to, 2);
+  }
 
   const Product scores = {.a = scratch.keys,
-                          .lda = p.padded,
+                          .lda = p.depth_stride,
                           .b = tile->q,
                           .ldb = kTile,
                           .c = scratch.scores,
-                          .ldc = kTile};
-  const int64_t depth = p.shape.head_size;
+                          .ldc = kTile,
+                          .scale = &p.q_scale};
   if (!edge) {
-    MultiplyAll<Layout::kRows, Update::kStore>(scores, n, depth, vectors);
+    MultiplyAll<kWord, Layout::kRows, kScores>(scores, n, p.depth, vectors);
   } else {
-    Multiply<Layout::kRows, Update::kStore>(scores, key_from, key_to, vectors,
-                                            [&](int64_t key, int64_t count) {
-                                              int64_t first = vectors, last = 0;
-                                              for (int64_t v = 0; v < vectors; ++v) {
-                                                if (from[v] >= key + count || to[v] <= key)
-                                                  continue;
-                                                first = MinOf(first, v);
-                                                last = v + 1;
-                                              }
-                                              return Extent{0, depth, first, last};
-                                            });
+    const auto queries = [&](int64_t key, int64_t count) {
+      int64_t first = vectors, last = 0;
+      for (int64_t v = 0; v < vectors; ++v) {
+        if (from[v] >= key + count || to[v] <= key) continue;
+        first = MinOf(first, v);
+        last = v + 1;
+      }
+      return Extent{0, p.depth, first, last};
+    };
+    Multiply<kWord, Layout::kRows, kScores>(scores, key_from, MinOf(key_to, n), vectors, queries);
   }
 
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
-    if (edge) {
+    if (edge || key_to > n) {
       for (int64_t k = key_from; k < key_to; ++k) {
         if (k < from[v] || k >= to[v]) Store(scratch.scores + k * kTile + lane, Zero());
       }
@@ -146,6 +152,7 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     });
   }
   if (p.shape.dropout > 0) DropScores(p, rows, begin, scratch.keep, scratch.scores);
+  if (kPairs) RoundRowsToPairs(key_from, key_to, vectors, scratch.scores);
 
   const Product out = {.a = scratch.scores,
                        .lda = kTile,
@@ -155,15 +162,23 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                        .ldc = p.padded,
                        .scale = tile->scale};
   if (!edge) {
-    MultiplyAll<Layout::kColumns, Update::kScaleAdd>(out, rows.count, n, p.vectors);
+    MultiplyAll<kWord, Layout::kColumns, Update::kScaleAdd>(out, rows.count, WordSteps(kWord, n),
+                                                            p.vectors);
   } else {
-    Multiply<Layout::kColumns, Update::kScaleAdd>(
+    Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(
         out, 0, rows.count, p.vectors, [&](int64_t row, int64_t count) {
-          Extent e = {0, 0, 0, p.vectors};
-          rows.KeysOf(row, count, begin, n, &e.depth_begin, &e.depth_end);
-          return e;
+          int64_t low = 0, high = 0;
+          rows.KeysOf(row, count, begin, n, &low, &high);
+          return ExtentOf<kWord>(low, high, 0, p.vectors);
         });
   }
 }
+
+template void AttendTile<Word::kFloat>(const Problem&, const OnlineScratch&, int64_t, int64_t,
+                                       QueryTile*);
+#if defined(__AVX512BF16__) || defined(TESSERA_EMULATE_BF16_DOT)
+template void AttendTile<Word::kPair>(const Problem&, const OnlineScratch&, int64_t, int64_t,
+                                      QueryTile*);
+#endif
 
 }  // namespace tessera::kernels::TESSERA_ISA

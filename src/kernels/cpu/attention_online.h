@@ -20,7 +20,7 @@ struct QueryTile {
   alignas(64) float max[kTile];    // of the scores so far, in units of log2
   alignas(64) float sum[kTile];    // of 2^(score - max)
   alignas(64) float scale[kTile];  // 2^(old max - max) of the tile at hand
-  float* q = nullptr;              // [head_size, kTile], scaled and transposed
+  float* q = nullptr;              // [depth, kTile], transposed; floats are scaled
   float* out = nullptr;            // [kTile, padded], not yet divided by sum
 };
 
@@ -29,8 +29,8 @@ inline constexpr int64_t kMaxTilesOfBlock = 4;
 
 struct OnlineScratch {
   QueryTile* tiles = nullptr;  // [kMaxTilesOfBlock]
-  float* keys = nullptr;       // [kTile, padded]
-  float* values = nullptr;     // [kTile, padded]
+  float* keys = nullptr;       // [kTile, depth_stride]
+  float* values = nullptr;     // [kTile, padded], or half as many rows of pairs
   float* scores = nullptr;     // [kTile keys, kTile queries]
   float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
 };
@@ -57,17 +57,17 @@ TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dr
   return s;
 }
 
-// Starts rows [first, first + count) of a group. `staging` holds [kTile, padded].
-template <class T>
+// Starts rows [first, first + count) of a group. `staging` holds [kTile, depth_stride].
+template <Word kWord, class T>
 TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_head, int64_t first,
                               int64_t count, const GroupRows<const T>& q, float* staging,
                               QueryTile* tile) {
   FillRows(p, sequence, kv_head, first, count, &tile->rows);
   for (int64_t r = 0; r < count; ++r) {
     if (r + kRowsAhead < count) PrefetchRow(q.Row(first + r + kRowsAhead), p.shape.head_size);
-    PackRow(q.Row(first + r), p.shape.head_size, p.q_scale, staging + r * p.padded);
+    PackRow<kWord>(q.Row(first + r), p.shape.head_size, p.q_scale, staging + r * p.depth_stride);
   }
-  TransposeTile(staging, count, p.shape.head_size, p.padded, tile->q);
+  TransposeTile(staging, count, p.depth, p.depth_stride, tile->q);
   for (int64_t r = 0; r < kTile; ++r) {
     tile->max[r] = -1e30f;  // finite: -inf minus it is -inf, not NaN
     tile->sum[r] = 0;
@@ -76,11 +76,12 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
 }
 
 // Adds keys [begin, begin + n), packed in scratch, to a query tile.
+template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile);
 
 // Attends `tiles` query tiles to keys [key_begin, key_end) as far as their rows see them.
-template <class T>
+template <Word kWord, class T>
 TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_t key_begin,
                                 int64_t key_end, const OnlineScratch& scratch, int64_t tiles) {
   int64_t from = INT64_MAX, to = 0;
@@ -96,12 +97,11 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
     for (int64_t i = 0; i < tiles; ++i) {
       if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;
       if (!packed) {
-        PackRows(kv.k + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded, scratch.keys);
-        PackRows(kv.v + begin * kv.stride, kv.stride, n, p.shape.head_size, p.padded,
-                 scratch.values);
+        PackRows<kWord>(p, kv.k + begin * kv.stride, kv.stride, n, scratch.keys);
+        PackAlongRows<kWord>(p, kv.v + begin * kv.stride, kv.stride, n, scratch.values);
         packed = true;
       }
-      AttendTile(p, scratch, begin, n, &scratch.tiles[i]);
+      AttendTile<kWord>(p, scratch, begin, n, &scratch.tiles[i]);
     }
   }
 }

@@ -1,5 +1,8 @@
 // What forward, backward and decoding share: the rows of a tile and what each may see, packing of
-// tiles to fp32, dropout factors, and the layout of scratch memory.
+// tiles, dropout factors, and the layout of scratch memory.
+//
+// Tiles hold fp32, or with Word::kPair the bf16 that came and probabilities and their gradients
+// rounded to bf16, as pairs along the depth of the product that they enter; sums are fp32 always.
 //
 // The query heads of a group share keys and values, so the rows of a group are ordered token by
 // token: row r is token r / group, query head kv_head * group + r % group. Tiles are kTile rows by
@@ -47,9 +50,11 @@ struct Problem {
   int64_t rows = 0;               // rows of a group: length * group
   int64_t padded = 0;             // head size rounded up to whole vectors
   int64_t vectors = 0;            // padded / kLanes
+  int64_t depth = 0;              // words of a packed row of Q or K
+  int64_t depth_stride = 0;       // the same in whole vectors
   int64_t keys = 0;               // keys of a sequence where past is null
   bool up_to_self = true;         // causal or windowed: no key after the row's own position
-  float q_scale = 0;              // Q is packed times this: scores in units of log2 (or of the cap)
+  float q_scale = 0;              // scores are Q K^T times this: in units of log2 (or of the cap)
   float cap = 0;                  // soft cap times log2 e, or 0
   float keep_scale = 1;           // 1 / (1 - dropout)
   PhiloxStream rng = {};
@@ -64,7 +69,8 @@ TESSERA_INLINE PhiloxStream MixKey(const RngKey& rng) {
   return {(uint32_t)z, (uint32_t)(z >> 32), (uint32_t)rng.stream, (uint32_t)(rng.stream >> 32)};
 }
 
-TESSERA_INLINE Problem MakeProblem(const AttentionShape& shape, const int64_t* past) {
+TESSERA_INLINE Problem MakeProblem(const AttentionShape& shape, const int64_t* past,
+                                   Word word = Word::kFloat) {
   Problem p;
   p.shape = shape;
   p.past = past;
@@ -72,6 +78,8 @@ TESSERA_INLINE Problem MakeProblem(const AttentionShape& shape, const int64_t* p
   p.rows = shape.length * p.group;
   p.padded = RoundUp(shape.head_size, kLanes);
   p.vectors = p.padded / kLanes;
+  p.depth = WordSteps(word, shape.head_size);
+  p.depth_stride = RoundUp(p.depth, kLanes);
   p.keys = shape.length;
   p.up_to_self = shape.causal || shape.window > 0;
   p.q_scale = shape.softcap > 0 ? shape.scale / shape.softcap : shape.scale * kLog2E;
@@ -170,12 +178,20 @@ struct GroupRows {
   }
 };
 
-// dst[0, padded) = scale * src[0, size), zeros after.
-template <class T>
+// The words of src[0, size) and zeros up to whole vectors. Floats are multiplied by `scale`; pairs
+// stay as they are.
+template <Word kWord, class T>
 TESSERA_INLINE void PackRow(const T* src, int64_t size, float scale, float* dst) {
   int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes) Store(dst + d, Load(src + d) * Set(scale));
-  if (d < size) Store(dst + d, LoadPartial(src + d, size - d) * Set(scale));
+  if constexpr (kWord == Word::kFloat) {
+    for (; d + kLanes <= size; d += kLanes) Store(dst + d, Load(src + d) * Set(scale));
+    if (d < size) Store(dst + d, LoadPartial(src + d, size - d) * Set(scale));
+  } else {
+    for (; d + 2 * kLanes <= size; d += 2 * kLanes) StoreWords(dst + d / 2, LoadWords(src + d));
+    if (d == size) return;
+    StoreWords(dst + d / 2, U32{});
+    std::memcpy(dst + d / 2, src + d, (size_t)(size - d) * sizeof(T));
+  }
 }
 
 template <class T>
@@ -193,30 +209,86 @@ TESSERA_INLINE void PrefetchRow(const T* row, int64_t size) {
   for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d);
 }
 
-// n rows, `stride` elements apart, to [n, padded].
-template <class T>
-TESSERA_INLINE void PackRows(const T* src, int64_t stride, int64_t n, int64_t size, int64_t padded,
+// n rows, `stride` elements apart, one after the other.
+template <Word kWord, class T>
+TESSERA_INLINE void PackRows(const Problem& p, const T* src, int64_t stride, int64_t n,
                              float* dst) {
+  const int64_t size = p.shape.head_size;
+  const int64_t row_words = kWord == Word::kFloat ? p.padded : p.depth_stride;
   for (int64_t i = 0; i < n; ++i) {
     if (i + kRowsAhead < n) PrefetchRow(src + (i + kRowsAhead) * stride, size);
-    PackRow(src + i * stride, size, 1.0f, dst + i * padded);
+    PackRow<kWord>(src + i * stride, size, 1.0f, dst + i * row_words);
   }
 }
 
-// rows [n, padded] (n <= kTile) to [size, kTile], zeros in the columns past n of the last vector.
-TESSERA_INLINE void TransposeTile(const float* rows, int64_t n, int64_t size, int64_t padded,
+// The words of rows `low` and `high`, element by element; a null row is zeros.
+TESSERA_INLINE void PackRowPair(const bf16* low, const bf16* high, int64_t size, float* dst) {
+  bf16 padded[2][kLanes];
+  for (int64_t d = 0; d < size; d += kLanes) {
+    const bf16 *l = low + d, *h = high + d;
+    if (high == nullptr || d + kLanes > size) {
+      std::memset(padded, 0, sizeof(padded));
+      const size_t bytes = (size_t)MinOf(kLanes, size - d) * sizeof(bf16);
+      std::memcpy(padded[0], l, bytes);
+      if (high != nullptr) std::memcpy(padded[1], h, bytes);
+      l = padded[0];
+      h = padded[1];
+    }
+    StoreWords(dst + d, LoadPairs(l, h));
+  }
+}
+
+// n rows as B of a product over them: floats as PackRows, pairs [(n + 1) / 2, padded] of rows
+// (2 i, 2 i + 1).
+template <Word kWord, class T>
+TESSERA_INLINE void PackAlongRows(const Problem& p, const T* src, int64_t stride, int64_t n,
+                                  float* dst) {
+  if constexpr (kWord == Word::kFloat) {
+    PackRows<kWord>(p, src, stride, n, dst);
+  } else {
+    for (int64_t i = 0; i < n; i += 2) {
+      for (int64_t ahead = i + kRowsAhead; ahead < MinOf(i + kRowsAhead + 2, n); ++ahead) {
+        PrefetchRow(src + ahead * stride, p.shape.head_size);
+      }
+      PackRowPair(src + i * stride, i + 1 < n ? src + (i + 1) * stride : nullptr, p.shape.head_size,
+                  dst + i / 2 * p.padded);
+    }
+  }
+}
+
+// Words [n, stride] (n <= kTile) to [size, kTile], zeros in the columns past n of the last vector.
+TESSERA_INLINE void TransposeTile(const float* rows, int64_t n, int64_t size, int64_t stride,
                                   float* dst) {
   for (int64_t r0 = 0; r0 < n; r0 += kLanes) {
     for (int64_t d0 = 0; d0 < size; d0 += kLanes) {
       F32 block[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) {
-        block[r] = r0 + r < n ? Load(rows + (r0 + r) * padded + d0) : Zero();
+        block[r] = r0 + r < n ? Load(rows + (r0 + r) * stride + d0) : Zero();
       }
       Transpose(block);
       const int64_t depth = MinOf(kLanes, size - d0);
       for (int64_t d = 0; d < depth; ++d) Store(dst + (d0 + d) * kTile + r0, block[d]);
     }
   }
+}
+
+// Rows [begin, end), both even, of a tile [kTile, kTile] become pairs of rows (2 i, 2 i + 1) at
+// rows [begin / 2, end / 2).
+TESSERA_INLINE void RoundRowsToPairs(int64_t begin, int64_t end, int64_t vectors, float* tile) {
+  for (int64_t r = begin; r < end; r += 2) {
+    const float* from = tile + r * kTile;
+    float* to = tile + r / 2 * kTile;
+    for (int64_t k = 0; k < vectors * kLanes; k += kLanes) {
+      StoreWords(to + k, RoundToPairs(Load(from + k), Load(from + kTile + k)));
+    }
+  }
+}
+
+// An extent whose depth is [begin, end) in elements.
+template <Word kWord>
+TESSERA_INLINE Extent ExtentOf(int64_t begin, int64_t end, int64_t col_begin, int64_t col_end) {
+  constexpr int64_t steps = kStepsPerWord<kWord>;
+  return {begin / steps, CeilDiv(end, steps), col_begin, col_end};
 }
 
 // Factors of dropout of kTile keys from `key` on of the row whose key 0 is `element`: 0, or

@@ -9,7 +9,8 @@
 // Every kernel continues one chain of multiply-adds per element of C in increasing k.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/bf16_dot.h"
+#include "kernels/cpu/register_block.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -25,50 +26,6 @@ inline constexpr int kMR = 4;
 inline constexpr int kNV = 2;
 inline constexpr int kNR = kNV * static_cast<int>(kLanes);
 static_assert(kMR <= kLanes);
-
-#if defined(__AVX512BF16__) || defined(TESSERA_EMULATE_BF16_DOT)
-inline constexpr bool kHasBf16Dot = true;
-#else
-inline constexpr bool kHasBf16Dot = false;
-#endif
-
-TESSERA_INLINE U32 LoadWords(const void* p) {
-  U32 v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-TESSERA_INLINE void StoreWords(void* p, U32 v) { std::memcpy(p, &v, sizeof(v)); }
-
-TESSERA_INLINE U32 BroadcastWord(const uint32_t* p) {
-#if defined(__AVX512F__)
-  return (U32)_mm512_set1_epi32(static_cast<int>(*p));
-#elif defined(__AVX2__)
-  return (U32)_mm256_set1_epi32(static_cast<int>(*p));
-#else
-  return U32{} + *p;
-#endif
-}
-TESSERA_INLINE F32 BroadcastFloat(const float* p) {
-#if defined(__AVX512F__)
-  return (F32)_mm512_set1_ps(*p);
-#elif defined(__AVX2__)
-  return (F32)_mm256_broadcast_ss(p);
-#else
-  return F32{*p, *p, *p, *p};
-#endif
-}
-
-// acc + a[1] b[1] + a[0] b[0] on pairs of bf16, in the order that VDPBF16PS documents: the odd
-// element first, each addition rounded to nearest, subnormals flushed. Its products are exact in
-// fp32, so two fused multiply-adds are the same function under the pool's flush-to-zero mode.
-TESSERA_INLINE F32 DotPairs(F32 acc, U32 a, U32 b) {
-#if defined(__AVX512BF16__)
-  return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-#else
-  acc = Fma(FromBits(a & 0xffff0000u), FromBits(b & 0xffff0000u), acc);
-  return Fma(FromBits(a << 16), FromBits(b << 16), acc);
-#endif
-}
 
 // How the words of the slivers meet.
 enum class Multiplier {
@@ -87,24 +44,6 @@ inline constexpr int kRegisterRows = 8;
 #else
 inline constexpr int kRegisterRows = kMR;
 #endif
-
-// acc += a b. Written out for AVX-512, as g++ 12 takes other forms of the instruction too and then
-// copies accumulators between registers: a tenth more instructions.
-TESSERA_INLINE void FmaInPlace(F32& acc, F32 a, F32 b) {
-#if defined(__AVX512F__)
-  asm volatile("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-#else
-  acc = Fma(a, b, acc);
-#endif
-}
-// acc += *a b, the word read by the multiply-add itself where that exists.
-TESSERA_INLINE void FmaBroadcast(F32& acc, const float* a, F32 b) {
-#if defined(__AVX512F__)
-  asm volatile("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*a));
-#else
-  acc = Fma(BroadcastFloat(a), b, acc);
-#endif
-}
 
 template <int kRows, int kVectors>
 struct Tile {
@@ -179,7 +118,7 @@ TESSERA_INLINE void RunSteps(int64_t steps, const Ahead& ahead, Step&& step) {
   while (true) {
     for (int64_t i = 0; i < until; ++i) {
       __builtin_prefetch(line);
-      __builtin_prefetch(line + 64);
+      if (kNR * 4 > 64) __builtin_prefetch(line + 64);  // the rest of a row of C
       line += stride;
 #pragma GCC unroll 4
       for (int s = 0; s < kRequestSteps; ++s) step();
@@ -222,7 +161,7 @@ void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, in
           k, ahead, [&]() __attribute__((always_inline)) {
             F32 vectors[kVectors];
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) vectors[v] = Load(b + v * kLanes);
+            for (int v = 0; v < kVectors; ++v) vectors[v] = LoadInOrder(b + v * kLanes);
             tile.Multiply(a, vectors);
             a += kRows;
             b += kNR;

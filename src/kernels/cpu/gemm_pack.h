@@ -8,14 +8,6 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
-// What a word of a sliver holds: one float, or the bf16 of (k, k+1).
-enum class Word { kFloat, kPair };
-
-template <Word kWord>
-inline constexpr int64_t kStepsPerWord = kWord == Word::kPair ? 2 : 1;
-
-constexpr int64_t WordSteps(Word word, int64_t k) { return word == Word::kPair ? (k + 1) / 2 : k; }
-
 template <int kBit, int... kLane>
 TESSERA_INLINE void ExchangeBlocks(U32& a, U32& b, std::integer_sequence<int, kLane...>) {
   constexpr int kCount = static_cast<int>(kLanes);
@@ -50,10 +42,7 @@ TESSERA_INLINE U32 LoadAlongK(const Source* p) {
   } else if constexpr (sizeof(Source) == 2) {
     return LoadWords(p);
   } else {
-    bf16 halves[2 * kLanes];
-    Store(halves, Load(p));
-    Store(halves + kLanes, Load(p + kLanes));
-    return LoadWords(halves);
+    return RoundToWords(Load(p), Load(p + kLanes));
   }
 }
 
@@ -71,13 +60,9 @@ TESSERA_INLINE U32 LoadAcross(const Source* p, const Source* next) {
   if constexpr (kWord == Word::kFloat) {
     return Bits(Load(p));
   } else if constexpr (sizeof(Source) == 2) {
-    U16 low, high;
-    std::memcpy(&low, p, sizeof(low));
-    std::memcpy(&high, next, sizeof(high));
-    return __builtin_convertvector(low, U32) | (__builtin_convertvector(high, U32) << 16);
+    return LoadPairs(p, next);
   } else {
-    return __builtin_convertvector(ToBf16Bits(Load(p)), U32) |
-           (__builtin_convertvector(ToBf16Bits(Load(next)), U32) << 16);
+    return RoundToPairs(Load(p), Load(next));
   }
 }
 

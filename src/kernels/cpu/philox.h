@@ -70,10 +70,4 @@ TESSERA_INLINE void PhiloxWords(const PhiloxStream& stream, uint64_t first_block
   std::memcpy(words, out, sizeof(out));
 }
 
-TESSERA_INLINE U32 LoadWords(const uint32_t* words) {
-  U32 v;
-  std::memcpy(&v, words, sizeof(v));
-  return v;
-}
-
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -50,22 +50,51 @@ TESSERA_INLINE F32 Load(const float* p) {
 }
 TESSERA_INLINE void Store(float* p, F32 v) { std::memcpy(p, &v, sizeof(v)); }
 
+TESSERA_INLINE U32 LoadWords(const void* p) {
+  U32 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+TESSERA_INLINE void StoreWords(void* p, U32 v) { std::memcpy(p, &v, sizeof(v)); }
+
 TESSERA_INLINE F32 FromBits(U32 bits) { return (F32)bits; }
 TESSERA_INLINE U32 Bits(F32 v) { return (U32)v; }
+
+// Between halves and words: g++ 12 splits the conversions of whole vectors in two.
+TESSERA_INLINE U32 Widen(U16 v) {
+#if defined(__AVX512F__)
+  return (U32)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v);
+#elif defined(__AVX2__)
+  return (U32)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, U32);
+#endif
+}
+TESSERA_INLINE U16 Narrow(U32 v) {
+#if defined(__AVX512F__)
+  return (U16)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v);
+#else
+  return __builtin_convertvector(v, U16);
+#endif
+}
 
 TESSERA_INLINE F32 Load(const bf16* p) {
   U16 half;
   std::memcpy(&half, p, sizeof(half));
-  return FromBits(__builtin_convertvector(half, U32) << 16);
+  return FromBits(Widen(half) << 16);
 }
 
 // Round to nearest even; NaN stays a quiet NaN.
 TESSERA_INLINE U16 ToBf16Bits(F32 v) {
+#if defined(__AVX512BF16__)
+  return (U16)_mm512_cvtneps_pbh((__m512)v);
+#else
   const U32 bits = Bits(v);
   const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const U32 quiet = (bits >> 16) | 0x40u;
   const U32 is_nan = (U32)(v != v);  // all ones where NaN
-  return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), U16);
+  return Narrow((is_nan & quiet) | (~is_nan & rounded));
+#endif
 }
 TESSERA_INLINE void Store(bf16* p, F32 v) {
   const U16 half = ToBf16Bits(v);
@@ -81,7 +110,7 @@ TESSERA_INLINE F32 RoundTo<float>(F32 v) {
 }
 template <>
 TESSERA_INLINE F32 RoundTo<bf16>(F32 v) {
-  return FromBits(__builtin_convertvector(ToBf16Bits(v), U32) << 16);
+  return FromBits(Widen(ToBf16Bits(v)) << 16);
 }
 
 // The first n (1 <= n < kLanes) elements; the rest are `fill`. Nothing past them is touched.
@@ -93,7 +122,7 @@ TESSERA_INLINE F32 LoadPartial(const float* p, int64_t n, float fill = 0.0f) {
 TESSERA_INLINE F32 LoadPartial(const bf16* p, int64_t n, float fill = 0.0f) {
   const __mmask16 mask = (__mmask16)((1u << n) - 1u);
   const U16 half = (U16)_mm256_maskz_loadu_epi16(mask, p);
-  const U32 bits = __builtin_convertvector(half, U32) << 16;
+  const U32 bits = Widen(half) << 16;
   return (F32)_mm512_mask_mov_ps((__m512)Set(fill), mask, (__m512)FromBits(bits));
 }
 TESSERA_INLINE void StorePartial(float* p, F32 v, int64_t n) {
