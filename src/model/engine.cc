@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "kernels/elementwise.h"
+#include "kernels/embedding.h"
 #include "kernels/optimizer.h"
 #include "model/executor.h"
 #include "model/init.h"
@@ -52,6 +53,9 @@ struct Engine::Impl {
 
   MemoryRegion values, grads, state0, state1, average, working, arena, workspace, data;
   std::vector<float> rope_cos, rope_sin, alibi_slopes;
+  // Rows of the lookup's gradient in this virtual rank: -1, or the row of a token; the token of a
+  // row.
+  std::vector<int32_t> lookup_row_of_token, lookup_tokens;
   Memory memory;
   std::unique_ptr<Executor> train_executor, eval_executor;
 
@@ -77,6 +81,9 @@ struct Engine::Impl {
   void RefreshWorking(size_t param);
   void UpdateVectors(const UpdateOptions& options, float grad_scale);
   void UpdateMuon(const UpdateOptions& options, float grad_scale);
+  void ClearLookup();
+  void FillLookupRows();
+  void MergeLookup();
   void MergeVirtualRank(int64_t rank);
 
   template <class Fn>
@@ -131,6 +138,7 @@ void Engine::Impl::BuildTables() {
   memory.grads = grads.as<float>();
   if (layout.lookup_elements > 0) {
     memory.lookup_grads = memory.grads + layout.value_elements * layout.gradient_copies;
+    lookup_row_of_token.assign(static_cast<size_t>(plan.config.vocab_size), -1);
   }
   memory.working = working.as<bf16>();
   memory.arena = arena.data();
@@ -140,8 +148,9 @@ void Engine::Impl::BuildTables() {
   memory.targets = ints + rows();
   memory.segment_start = ints + 2 * rows();
   memory.bigrams = ints + 3 * rows();
-  memory.loss = data.as<float>() + 4 * rows();
-  memory.nll = data.as<float>() + 5 * rows();
+  memory.lookup_rows = ints + 4 * rows();
+  memory.loss = data.as<float>() + 5 * rows();
+  memory.nll = data.as<float>() + 6 * rows();
   memory.rope_cos = rope_cos.data();
   memory.rope_sin = rope_sin.data();
   memory.alibi_slopes = alibi_slopes.empty() ? nullptr : alibi_slopes.data();
@@ -244,6 +253,42 @@ int64_t Engine::Impl::CopyMicrobatch(const StepBatch& batch, int64_t first, int6
   return counted;
 }
 
+void Engine::Impl::ClearLookup() {
+  for (const int32_t token : lookup_tokens) lookup_row_of_token[static_cast<size_t>(token)] = -1;
+  lookup_tokens.clear();
+}
+
+// Gives each token of the micro-batch a row of the lookup's gradient; a new row is zeros.
+void Engine::Impl::FillLookupRows() {
+  if (memory.lookup_grads == nullptr) return;
+  const size_t before = lookup_tokens.size();
+  for (int64_t i = 0; i < rows(); ++i) {
+    int32_t& row = lookup_row_of_token[static_cast<size_t>(memory.tokens[i])];
+    if (row < 0) {
+      row = static_cast<int32_t>(lookup_tokens.size());
+      lookup_tokens.push_back(memory.tokens[i]);
+    }
+    memory.lookup_rows[i] = row;
+  }
+  TESSERA_CHECK(static_cast<int64_t>(lookup_tokens.size()) <= layout.lookup_rows);
+  const int64_t width = plan.config.d_model;
+  kernels::Fill(memory.lookup_grads + static_cast<int64_t>(before) * width, 0.0f,
+                static_cast<int64_t>(lookup_tokens.size() - before) * width, pool);
+}
+
+// Adds the lookup's gradient to the head's. The tied table is the first parameter, so its gradient
+// is the front of the flat array.
+void Engine::Impl::MergeLookup() {
+  if (memory.lookup_grads == nullptr) return;
+  kernels::EmbeddingBackwardArgs args;
+  args.rows = args.length = static_cast<int64_t>(lookup_tokens.size());
+  args.width = plan.config.d_model;
+  args.tokens = lookup_tokens.data();
+  args.dy = memory.lookup_grads;
+  args.dtable = memory.grads;
+  kernels::EmbeddingBackward(args, pool);
+}
+
 // The fixed tree over virtual ranks, as a binary counter: after rank r its sum is merged with the
 // partial sums of the trailing ones of r, then parked one level up.
 void Engine::Impl::MergeVirtualRank(int64_t rank) {
@@ -289,14 +334,14 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   const int64_t per_rank = options.global_batch / options.virtual_ranks;
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
-    const double elements = Impl::Dbl(s.layout.value_elements + s.layout.lookup_elements);
-    s.Timed(s.slots.clear, {0, 4 * elements, 0}, [&] {
+    s.Timed(s.slots.clear, {0, 4 * Impl::Dbl(s.layout.value_elements), 0}, [&] {
       kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
-      kernels::Fill(s.memory.lookup_grads, 0.0f, s.layout.lookup_elements, s.pool);
+      s.ClearLookup();
     });
     for (int64_t i = 0; i < per_rank; i += options.microbatch) {
       context.first_sequence = rank * per_rank + i;
       s.CopyMicrobatch(batch, context.first_sequence, options.microbatch);
+      s.FillLookupRows();
       if (s.profile != nullptr) s.profile->set_pass(context.first_sequence / options.microbatch);
       s.Timed(s.slots.pass, {}, [&] { s.train_executor->Run(context, s.pool); });
       for (int64_t row = 0; row < s.rows(); ++row) {
@@ -306,10 +351,10 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
       }
     }
     if (s.profile != nullptr) s.profile->set_pass(-1);
-    // The embedding is the first parameter, so its gradient is the front of the flat array.
-    s.Timed(s.slots.merge, {0, 12 * Impl::Dbl(s.layout.lookup_elements), 0}, [&] {
-      kernels::AddScaled(1.0f, s.memory.lookup_grads, s.memory.grads, s.layout.lookup_elements,
-                         s.pool);
+    const double added =
+        Impl::Dbl(static_cast<int64_t>(s.lookup_tokens.size()) * s.plan.config.d_model);
+    s.Timed(s.slots.merge, {0, 12 * added, 0}, [&] {
+      s.MergeLookup();
       s.MergeVirtualRank(rank);
     });
   }

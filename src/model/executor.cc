@@ -136,8 +136,11 @@ Executor::Call Executor::Bind(const Op& op) const {
       args.tokens = op.second ? memory_.bigrams : memory_.tokens;
       args.dy = At(op.dy);
       args.dtype = dtype_;
-      args.dtable = memory_.lookup_grads != nullptr && !op.second ? memory_.lookup_grads
-                                                                  : Grad(op.weight);
+      args.dtable = Grad(op.weight);
+      if (memory_.lookup_grads != nullptr && !op.second) {
+        args.tokens = memory_.lookup_rows;
+        args.dtable = memory_.lookup_grads;
+      }
       args.dpositions = Grad(op.bias);
       return args;
     }

@@ -25,7 +25,7 @@ namespace tessera {
 struct Memory {
   float* values = nullptr;
   float* grads = nullptr;  // null in a forward-only plan
-  float* lookup_grads = nullptr;  // of the tied table's lookup (Layout::lookup_elements), or null
+  float* lookup_grads = nullptr;  // [Layout::lookup_rows, d_model] of a tied table, or null
   bf16* working = nullptr;
   std::byte* arena = nullptr;
   std::byte* workspace = nullptr;
@@ -34,6 +34,7 @@ struct Memory {
   int32_t* targets = nullptr;
   int32_t* segment_start = nullptr;
   int32_t* bigrams = nullptr;
+  int32_t* lookup_rows = nullptr;  // of lookup_grads
   float* loss = nullptr;
   float* nll = nullptr;
   // Tables.

@@ -84,7 +84,9 @@ Layout ComputeLayout(const ModelConfig& config, const PlanOptions& options,
   }
   layout.gradient_copies = options.training ? 1 + TreeLevels(options.virtual_ranks) : 0;
   if (options.training && config.tie_embeddings) {
-    layout.lookup_elements = RoundUp(config.vocab_size * config.d_model, 16);
+    const int64_t tokens = options.global_batch / options.virtual_ranks * options.sequence_length;
+    layout.lookup_rows = std::min(config.vocab_size, tokens);
+    layout.lookup_elements = RoundUp(layout.lookup_rows * config.d_model, 16);
   }
   if (!options.training) layout.state0_elements = layout.state1_elements = 0;
 
@@ -131,8 +133,9 @@ Layout ComputeLayout(const ModelConfig& config, const PlanOptions& options,
   }
   layout.workspace_bytes = RoundUp(layout.workspace_bytes, 4096);
 
-  // tokens, targets, segment starts, bigram ids, loss and nll of each row of a micro-batch.
-  layout.data_bytes = RoundUp(program.tokens * 6 * 4, 4096);
+  // tokens, targets, segment starts, bigram ids, lookup rows, loss and nll of each row of a
+  // micro-batch.
+  layout.data_bytes = RoundUp(program.tokens * 7 * 4, 4096);
   return layout;
 }
 

@@ -27,8 +27,9 @@ struct Layout {
   int64_t gradient_copies = 0;   // 1, plus the partial sums of the tree over virtual ranks
   // With tied embeddings the table's gradient has two sources, head and lookup. Each has its own
   // chain over the tokens of a virtual rank, added at its end: in one chain their order would
-  // depend on the micro-batch. Elements of the lookup's part, or 0.
-  int64_t lookup_elements = 0;
+  // depend on the micro-batch. The lookup's part holds a row for each token of the vocabulary that
+  // a virtual rank meets, in the order of their first use: at most lookup_rows, or 0.
+  int64_t lookup_rows = 0, lookup_elements = 0;
 
   // Muon's blocks ordered by shape, so that equal shapes are one batch.
   std::vector<MuonBlock> muon_blocks;
