@@ -79,8 +79,8 @@ void FillWeights(InferenceModel* model) {
   }
 }
 
-Result<Json> Measure(const Flags& flags, const ModelConfig& config, DType dtype, ThreadPool& pool,
-                     ProductLimit& limit) {
+Result<Json> Measure(const Flags& flags, const ModelConfig& config, DType dtype, ThreadPool& pool) {
+  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(dtype, pool));
   InferenceOptions options;
   options.max_length = flags.prompt + flags.tokens + 1;
   options.dtype = dtype;
@@ -133,11 +133,10 @@ Status Run(const Flags& flags) {
   TESSERA_ASSIGN(ModelConfig config, NamedModel(flags.model));
   config.max_seq_len = std::max(config.max_seq_len, flags.prompt + flags.tokens + 1);
   ThreadPool pool(flags.threads);
-  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(pool));
   Json rows = Json::array();
   for (const DType dtype : {DType::kBf16, DType::kF32}) {
     if (flags.precision == (dtype == DType::kBf16 ? "fp32" : "bf16")) continue;
-    TESSERA_ASSIGN(Json row, Measure(flags, config, dtype, pool, limit));
+    TESSERA_ASSIGN(Json row, Measure(flags, config, dtype, pool));
     rows.push_back(std::move(row));
   }
   if (flags.json) {

@@ -177,7 +177,8 @@ Status TakeTurns(Steps* steps) {
 Status Run(const Options& o) {
   ThreadPool pool(o.threads);
   TESSERA_ASSIGN(const Plan plan, PlanFor(o, pool));
-  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(pool));
+  const DType dtype = o.precision == "amp_bf16" ? DType::kBf16 : DType::kF32;
+  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(dtype, pool));
   const int64_t rss_before = ResidentBytes();
   TESSERA_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Create(plan, pool));
   engine->InitializeWeights(1);

@@ -14,8 +14,9 @@ constexpr int64_t kRows = 4096, kOut = 3072, kIn = 768;
 
 }  // namespace
 
-Result<ProductLimit> ProductLimit::Create(ThreadPool& pool) {
+Result<ProductLimit> ProductLimit::Create(DType dtype, ThreadPool& pool) {
   ProductLimit limit;
+  limit.dtype_ = dtype;
   TESSERA_ASSIGN(limit.x_, MemoryRegion::Allocate(kRows * kIn * 4, "the limit", pool));
   TESSERA_ASSIGN(limit.w_, MemoryRegion::Allocate(kOut * kIn * 4, "the limit", pool));
   TESSERA_ASSIGN(limit.y_, MemoryRegion::Allocate(kRows * kOut * 4, "the limit", pool));
@@ -36,6 +37,7 @@ double ProductLimit::Measure(ThreadPool& pool) {
   double now = 0;
   const kernels::ComputeChoice& choice = kernels::MeasuredCompute();
   for (const DType dtype : {DType::kF32, DType::kBf16}) {
+    if (dtype == DType::kBf16 && dtype_ == DType::kF32) continue;
     kernels::GemmArgs forward;
     forward.m = kRows;
     forward.n = kOut;

@@ -8,6 +8,7 @@
 #include "base/files.h"
 #include "base/memory.h"
 #include "kernels/elementwise.h"
+#include "kernels/gemm.h"
 #include "kernels/isa.h"
 
 namespace tessera {
@@ -132,8 +133,8 @@ OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
   OpLimits limits;
   limits.gflops = gflops;
   // A multiply-add counts two FLOPs and is one vector instruction.
-  limits.vector_gops = gflops / 2;
-  constexpr int64_t kLargest = int64_t{96} << 20;
+  limits.vector_gops = kernels::PeakGflops(kernels::Compute::kF32, pool) / 2;
+  constexpr int64_t kLargest = int64_t{256} << 20;  // beyond the last cache
   Result<MemoryRegion> region = MemoryRegion::Allocate(kLargest, "measuring bandwidth", pool);
   if (!region.ok()) throw ErrorException(region.error());
   float* base = region->as<float>();

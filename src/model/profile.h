@@ -141,7 +141,7 @@ struct OpLimits {
   // an update; what it writes fresh at what a copy costs beyond its reading.
   double MoveSeconds(const OpMove& move) const;
 };
-// About half a second. `gflops` is the caller's best product.
+// About a second. `gflops` is the caller's best product.
 OpLimits MeasureOpLimits(double gflops, ThreadPool& pool);
 
 // Rows beside the limits, with the largest first, and their sums. `steps` and `step_seconds` (of one
