@@ -2,13 +2,15 @@
 """The quickstart's model in PyTorch: what `tessera train recipes/quickstart.yaml` is compared with.
 
 Reads the dataset that Tessera built (same files, same split, same tokenizer), trains for the same
-seconds on the same cores, and scores the same held-out documents in bits per byte. Compiled, fp32,
-Muon for matrices and AdamW for the rest, warm-up-stable-decay; compilation is not counted.
+seconds on the same cores, and scores the same held-out documents in bits per byte. Compiled, Muon for
+matrices and AdamW for the rest, warm-up-stable-decay; compilation is not counted. bf16 is
+torch.autocast, and Muon's iteration in bf16.
 
   .venv/bin/python bench/peers/quickstart_torch.py --data runs/quickstart/dataset --seconds 180
   .venv/bin/python bench/peers/quickstart_torch.py --steps 20    only tokens a second, random tokens
 """
 import argparse
+import contextlib
 import json
 import math
 import pathlib
@@ -105,8 +107,9 @@ class Model(torch.nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, params, lr, momentum=0.95):
+    def __init__(self, params, lr, momentum=0.95, dtype=torch.float32):
         super().__init__(params, dict(lr=lr, momentum=momentum))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -115,7 +118,7 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[p].setdefault("buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 u = p.grad.lerp(buffer, group["momentum"])
-                x = u / (u.norm() + 1e-7)
+                x = (u / (u.norm() + 1e-7)).to(self.dtype)
                 flip = x.shape[0] > x.shape[1]
                 x = x.T if flip else x
                 for _ in range(5):
@@ -123,6 +126,17 @@ class Muon(torch.optim.Optimizer):
                     x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
                 x = x.T if flip else x
                 p.sub_(x, alpha=group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+
+
+def autocast(args):
+    """What forward passes run in."""
+    if args.dtype == "bf16":
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def muon_of(matrices, lr, args):
+    return Muon(matrices, lr=lr, dtype=torch.bfloat16 if args.dtype == "bf16" else torch.float32)
 
 
 def speed(args):
@@ -133,13 +147,15 @@ def speed(args):
     optimizers = [torch.optim.AdamW([p for p in model.parameters() if id(p) not in taken],
                                     lr=1e-4, betas=(0.9, 0.95), weight_decay=0)]
     if matrices:
-        optimizers.append(Muon(matrices, lr=1e-4))
+        optimizers.append(muon_of(matrices, 1e-4, args))
     run = model if args.eager else torch.compile(model)
     shape = (args.batch, args.length)
     tokens, targets = (torch.randint(args.vocab, shape) for _ in range(2))
 
     def step():
-        run(tokens, targets).backward()
+        with autocast(args):
+            loss = run(tokens, targets)
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
@@ -163,6 +179,7 @@ def main():
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--steps", type=int, default=0,
                         help="time this many steps of random tokens instead of a training run")
@@ -190,7 +207,7 @@ def main():
     adam = torch.optim.AdamW(
         [{"params": [model.embed.weight], "lr": 10 * args.lr}, {"params": [model.head.weight]}],
         lr=args.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0)
-    muon = Muon(matrices, lr=args.muon_lr)
+    muon = muon_of(matrices, args.muon_lr, args)
     base = [[g["lr"] for g in o.param_groups] for o in (adam, muon)]
     run = model if args.eager else torch.compile(model)
 
@@ -200,7 +217,9 @@ def main():
         block = torch.from_numpy(block)
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
-    run(*batch(0)).backward()  # compiles; not counted
+    with autocast(args):
+        loss = run(*batch(0))
+    loss.backward()  # compiles; not counted
     model.zero_grad(set_to_none=True)
     start, step = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < args.seconds:
@@ -209,7 +228,8 @@ def main():
         for optimizer, rates in zip((adam, muon), base):
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * max(factor, 0.0)
-        loss = run(*batch(step))
+        with autocast(args):
+            loss = run(*batch(step))
         loss.backward()
         adam.step()
         muon.step()
