@@ -22,10 +22,13 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv/bin/python"
@@ -36,14 +39,25 @@ class Failed(Exception):
     pass
 
 
-def run(command, environment=None):
-    """The JSON value that a command prints, with its peak memory."""
+class TooSlow(Failed):
+    pass
+
+
+def run(command, environment=None, limit_s=None):
+    """The JSON value that a command prints, with its peak memory. TooSlow after limit_s seconds."""
     output = tempfile.TemporaryFile("w+")
     errors = tempfile.TemporaryFile("w+")
     process = subprocess.Popen([str(c) for c in command], stdout=output, stderr=errors, cwd=ROOT,
                                env={**os.environ, **(environment or {})})
+    timer = threading.Timer(limit_s, process.kill) if limit_s else None
+    if timer:
+        timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    if timer:
+        timer.cancel()
+        if process.returncode == -signal.SIGKILL:
+            raise TooSlow(f"no result in {limit_s:.0f} s")
     output.seek(0)
     errors.seek(0)
     text = output.read()
@@ -158,6 +172,23 @@ class Training(Row):
     turn = 1    # steps
     cycles = 8  # turns of each program
 
+    def run_peers(self, peers, steps):
+        """The results of the commands in `peers` (name -> command), the likely best first. A variant
+        that takes five times as long as the fastest one so far is stopped and left out."""
+        results, fastest = {}, None
+        for name, command in peers.items():
+            start = time.monotonic()
+            try:
+                results[name] = run([*command, "--steps", steps],
+                                    limit_s=fastest and max(60, 5 * fastest))
+            except TooSlow as slow:
+                print(f"run.py: {self.name}: {name}: {slow}, {fastest:.0f} s are enough for another "
+                      "variant: left out", file=sys.stderr, flush=True)
+                continue
+            taken = time.monotonic() - start
+            fastest = min(taken, fastest or taken)
+        return results
+
     def take_turns(self, figure, ours, name, theirs):
         """Adds `cycles` turns of each of `ours` (variant -> command) between turns of the peer called
         `name`. The summaries of ours and of the peer."""
@@ -192,23 +223,22 @@ class Gpt2(Training):
 
     def round(self, figures):
         speed, memory = figures
-        peers = {}
-        for dtype in ("fp32", "bf16"):
-            for compiled in (False, True):
-                command = [PYTHON, PEERS / "gpt2_torch.py", "--dtype", dtype,
-                           *(["--compile"] if compiled else [])]
-                result = run([*command, "--steps", 1 if self.options.quick else 2])
-                name = f"PyTorch {dtype}{' compiled' if compiled else ''}"
-                peers[name] = command
-                speed.add("theirs", name, result["tokens_per_s"])
-                memory.add("theirs", name, result["max_rss_bytes"] / 1e9)
+        peers = {f"PyTorch {dtype}{' compiled' if compiled else ''}":
+                 [PYTHON, PEERS / "gpt2_torch.py", "--dtype", dtype,
+                  *(["--compile"] if compiled else [])]
+                 for dtype in ("fp32", "bf16") for compiled in (True, False)}
+        results = self.run_peers(peers, 1 if self.options.quick else 2)
+        for name, result in results.items():
+            speed.add("theirs", name, result["tokens_per_s"])
+            memory.add("theirs", name, result["max_rss_bytes"] / 1e9)
         best = speed.best("theirs")[0]
         # Passes of one sequence give the bits of one pass over all four, and outputs of norms and
         # activations computed twice those of kept ones, in less memory.
         ours, theirs = self.take_turns(
             speed, {precision: [self.tessera, "bench", "train", "--json", "--turns", "--model",
                                 "gpt2-124m", "--seq", 1024, "--batch", 4, "--microbatch", 1,
-                                "--recompute", "norm", "--precision", precision] for precision in ("fp32", "amp_bf16")},
+                                "--recompute", "norm", "--precision", precision]
+                    for precision in ("fp32", "amp_bf16")},
             best, [*peers[best], "--turns"])
         for precision, summary in ours.items():
             memory.add("ours", precision, summary["max_rss_bytes"] / 1e9)
@@ -228,12 +258,10 @@ class Small(Training):
 
     def round(self, figures):
         for figure, rule in zip(figures, ("adamw", "muon")):
-            peers = {}
-            for dtype in ("fp32", "bf16"):
-                name = f"PyTorch {dtype} compiled"
-                peers[name] = [PYTHON, PEERS / "quickstart_torch.py", "--dtype", dtype,
-                               *(["--adamw"] if rule == "adamw" else [])]
-                result = run([*peers[name], "--steps", 2 if self.options.quick else 10])
+            peers = {f"PyTorch {dtype} compiled":
+                     [PYTHON, PEERS / "quickstart_torch.py", "--dtype", dtype,
+                      *(["--adamw"] if rule == "adamw" else [])] for dtype in ("fp32", "bf16")}
+            for name, result in self.run_peers(peers, 2 if self.options.quick else 10).items():
                 figure.add("theirs", name, result["tokens_per_s"])
             best = figure.best("theirs")[0]
             self.take_turns(

@@ -112,7 +112,7 @@ class Steps {
       sum += seconds_.back();
     }
     const double next = limit_.Measure(pool_);
-    const double flops = TrainFlopsPerToken(plan_.config, plan_.options.sequence_length) *
+    const double flops = ProductFlopsPerToken(plan_.config, plan_.options.sequence_length) *
                          static_cast<double>(tokens_per_step() * count);
     paired_.push_back(flops * 1e-9 / sum / (0.5 * (last_limit_ + next)));
     last_limit_ = next;
@@ -195,7 +195,7 @@ Status Run(const Options& o) {
   }
   const std::vector<double>& seconds = steps.seconds();
   const int64_t count = steps.tokens_per_step();
-  const double flops = TrainFlopsPerToken(plan.config, o.length);
+  const double flops = ProductFlopsPerToken(plan.config, o.length);
   const double median = Median(seconds);
   const double tokens_per_s = static_cast<double>(count) / median;
   const double gflops = tokens_per_s * flops * 1e-9;
