@@ -174,13 +174,13 @@ class Training(Row):
 
     def run_peers(self, peers, steps):
         """The results of the commands in `peers` (name -> command), the likely best first. A variant
-        that takes five times as long as the fastest one so far is stopped and left out."""
+        that takes twice as long as the fastest one so far, and minutes, is stopped and left out."""
         results, fastest = {}, None
         for name, command in peers.items():
             start = time.monotonic()
             try:
                 results[name] = run([*command, "--steps", steps],
-                                    limit_s=fastest and max(60, 5 * fastest))
+                                    limit_s=fastest and max(180, 2 * fastest))
             except TooSlow as slow:
                 print(f"run.py: {self.name}: {name}: {slow}, {fastest:.0f} s are enough for another "
                       "variant: left out", file=sys.stderr, flush=True)

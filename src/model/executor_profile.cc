@@ -21,8 +21,8 @@ constexpr double kReluSquared = 3;
 constexpr double kNormForward = 8;    // sum, squares, centre, scale, gain, bias, conversions
 constexpr double kNormBackward = 14;  // two sums over the row, dx, gain and bias gradients
 constexpr double kLossRow = kExp + 5;  // the largest, exp of the distance to it, its sum, the gradient
-// tanh as a quotient of polynomials, exp again for the gradient, the cap's derivative.
-constexpr double kSoftcap = kExp + kDivide + 17;
+// tanh as a quotient of polynomials, the cap's derivative.
+constexpr double kSoftcap = kDivide + 17;
 constexpr double kRotate = 4;
 
 double Dbl(int64_t value) { return static_cast<double>(value); }

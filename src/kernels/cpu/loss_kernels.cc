@@ -1,5 +1,6 @@
-// Softmax cross entropy: a row per thread, three passes over a row that lies in the cache. Without
-// soft-cap one pass of exponentials: they are kept where the gradient will be.
+// Softmax cross entropy: a row per thread, three passes over a row that lies in the cache, one of them
+// of exponentials. These are kept where the gradient will be, times the soft-cap's derivative; only
+// with both soft-cap and label smoothing, whose gradient is no multiple of them, the capped logits are.
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
@@ -10,6 +11,12 @@ namespace {
 template <bool kCap>
 TESSERA_INLINE F32 Capped(F32 x, F32 cap, F32 inverse) {
   return kCap ? cap * Tanh(x * inverse) : x;
+}
+
+// d cap tanh(x / cap) / dx, from l = cap tanh(x / cap).
+TESSERA_INLINE F32 CapDerivative(F32 l, F32 inverse) {
+  const F32 ratio = l * inverse;
+  return Fma(-ratio, ratio, Set(1.0f));
 }
 
 float RowMax(const float* x, int64_t n) {
@@ -62,7 +69,8 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
   const float max = Capped<kCap>(Set(max_raw), cap, inverse)[0];
   const float raw_target = target < 0 ? 0.0f : x[target];
 
-  // Where capped logits (with soft-cap) or exponentials (without) wait for the gradient's pass.
+  // Where the exponentials or, with keeps_logits, the capped logits wait for the gradient's pass.
+  const bool keeps_logits = kCap && args.label_smoothing > 0;
   float* kept = nullptr;
   if (d != nullptr && args.dlogits == args.logits) kept = x;
   if constexpr (sizeof(G) == sizeof(float)) {
@@ -74,7 +82,11 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
     const F32 l = Capped<kCap>(Load(x + i, part), cap, inverse);
     const F32 shifted = l - max;
     const F32 e = Exp(shifted);
-    if (kept != nullptr) Store(kept + i, kCap ? l : e, part);
+    if (kept != nullptr) {
+      F32 value = e;
+      if (kCap) value = keeps_logits ? l : e * CapDerivative(l, inverse);
+      Store(kept + i, value, part);
+    }
     acc[0] = acc[0] + ZeroPast(e, part);
     acc[1] = acc[1] + ZeroPast(shifted, part);
   });
@@ -103,17 +115,15 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
   const F32 uniform = Set(static_cast<float>(-weight * smoothing / static_cast<double>(vocab)));
   const auto gradient = [&](F32 e, F32 l, F32 constant) TESSERA_INLINE_LAMBDA {
     const F32 g = Fma(e, scale, constant);
-    if constexpr (!kCap) return g;
-    const F32 ratio = l * inverse;
-    return g * (Set(1.0f) - ratio * ratio);
+    return kCap ? g * CapDerivative(l, inverse) : g;
   };
   ForVectors(0, vocab, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
     const F32 v = Load((kept != nullptr ? kept : x) + i, part);
-    if constexpr (kCap) {
+    if (kept != nullptr && !keeps_logits) {
+      Store(d + i, Fma(v, scale, uniform), part);
+    } else {
       const F32 l = kept != nullptr ? v : Capped<kCap>(v, cap, inverse);
       Store(d + i, gradient(Exp(l - max), l, uniform), part);
-    } else {
-      Store(d + i, gradient(kept != nullptr ? v : Exp(v - max), v, uniform), part);
     }
   });
   // The target's own term joins before rounding to the gradient's type.
