@@ -77,7 +77,8 @@ class ThreadPool {
   void ParallelForGrain(int64_t n, int64_t grain, Fn&& fn) {
     const int64_t blocks = (n + grain - 1) / grain;
     if (blocks == 1) {
-      RunAlone(static_cast<double>(n), [&] { fn(int64_t{0}, n); });
+      // A meter counts blocks, as it does for the shares of longer ranges.
+      RunAlone(static_cast<double>(n) / static_cast<double>(grain), [&] { fn(int64_t{0}, n); });
       return;
     }
     const int64_t least = blocks / (num_threads_ * int64_t{32});

@@ -22,9 +22,12 @@ TEST(WorkMeter, SeesAnUnevenCut) {
   EXPECT_EQ(active.meter.mean(), 2.5);
   EXPECT_EQ(active.meter.regions(), 1);
   active.meter.Reset();
-  pool.ParallelForGrain(10, 16, [](int64_t, int64_t) {});  // one block: the caller alone
-  EXPECT_EQ(active.meter.busiest(), 10);
-  EXPECT_EQ(active.meter.mean(), 2.5);
+  pool.ParallelForGrain(8, 16, [](int64_t, int64_t) {});  // half a block: the caller alone
+  EXPECT_EQ(active.meter.busiest(), 0.5);
+  EXPECT_EQ(active.meter.mean(), 0.125);
+  pool.ParallelForGrain(64, 16, [](int64_t, int64_t) {});  // in the same unit: a block a thread
+  EXPECT_EQ(active.meter.busiest(), 1.5);
+  EXPECT_EQ(active.meter.mean(), 1.125);
 }
 
 TEST(WorkMeter, DealsItemsOutAsFreeThreadsWouldTakeThem) {
