@@ -49,15 +49,15 @@ def run(command, environment=None, limit_s=None):
     errors = tempfile.TemporaryFile("w+")
     process = subprocess.Popen([str(c) for c in command], stdout=output, stderr=errors, cwd=ROOT,
                                env={**os.environ, **(environment or {})})
-    timer = threading.Timer(limit_s, process.kill) if limit_s else None
-    if timer:
+    stopped = threading.Event()
+    timer = threading.Timer(limit_s or 0, lambda: (stopped.set(), process.kill()))
+    if limit_s:
         timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if timer:
-        timer.cancel()
-        if process.returncode == -signal.SIGKILL:
-            raise TooSlow(f"no result in {limit_s:.0f} s")
+    timer.cancel()
+    if stopped.is_set() and process.returncode == -signal.SIGKILL:
+        raise TooSlow(f"no result in {limit_s:.0f} s")
     output.seek(0)
     errors.seek(0)
     text = output.read()
