@@ -41,6 +41,8 @@ struct AttentionShape {
 struct AttentionForwardArgs {
   AttentionShape shape;
   DType dtype = DType::kF32;  // of q, k, v, out
+  // kBf16 with inputs in bf16 and a processor with the dot: products in pairs of bf16, for which the
+  // probabilities and the gradients of the scores are rounded; all sums are fp32.
   Compute compute = Compute::kF32;
   const void* q = nullptr;
   const void* k = nullptr;

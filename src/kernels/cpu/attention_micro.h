@@ -52,32 +52,19 @@ struct Extent {
   int64_t depth_begin, depth_end, col_begin, col_end;
 };
 
-// One step of a product: sum[r][n] += a of row r * b[n].
-template <Word kWord, Layout kLayout, int kRows, int kCols>
-TESSERA_INLINE void AddStep(const float* a, [[maybe_unused]] int64_t lda, const float* b, F32 (&sum)[kRows][kCols]) {
-  const auto word_of = [=](int r) { return kLayout == Layout::kRows ? a + r * lda : a + r; };
-  if constexpr (kWord == Word::kPair) {
-    U32 bn[kCols];
-    TESSERA_UNROLL
-    for (int n = 0; n < kCols; ++n) bn[n] = LoadWords(b + n * kLanes);
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const U32 ar = BroadcastWord(word_of(r));
-      TESSERA_UNROLL
-      for (int n = 0; n < kCols; ++n) sum[r][n] = DotPairs(sum[r][n], ar, bn[n]);
-    }
-  } else {
-    F32 bn[kCols];
-    TESSERA_UNROLL
-    for (int n = 0; n < kCols; ++n) bn[n] = LoadInOrder(b + n * kLanes);
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const F32 ar = BroadcastFloat(word_of(r));
-      TESSERA_UNROLL
-      for (int n = 0; n < kCols; ++n) FmaInPlace(sum[r][n], ar, bn[n]);
-    }
-  }
+// What a step of a product is made of, for both kinds of words.
+template <Word kWord>
+TESSERA_INLINE auto LoadStep(const float* b) {
+  if constexpr (kWord == Word::kPair) return LoadWords(b);
+  else return LoadInOrder(b);
 }
+template <Word kWord>
+TESSERA_INLINE auto BroadcastStep(const float* a) {
+  if constexpr (kWord == Word::kPair) return BroadcastWord(a);
+  else return BroadcastFloat(a);
+}
+TESSERA_INLINE void AddProduct(F32& sum, U32 a, U32 b) { sum = DotPairs(sum, a, b); }
+TESSERA_INLINE void AddProduct(F32& sum, F32 a, F32 b) { FmaInPlace(sum, a, b); }
 
 // Every element is one chain over depth from 0, so the bits do not depend on the blocking.
 template <Word kWord, Layout kLayout, Update kUpdate, int kRows, int kCols>
@@ -90,7 +77,15 @@ template <Word kWord, Layout kLayout, Update kUpdate, int kRows, int kCols>
     for (int n = 0; n < kCols; ++n) sum[r][n] = Zero();
   }
   for (int64_t k = 0; k < depth; ++k) {
-    AddStep<kWord, kLayout>(a, lda, b, sum);
+    decltype(LoadStep<kWord>(b)) bn[kCols];
+    TESSERA_UNROLL
+    for (int n = 0; n < kCols; ++n) bn[n] = LoadStep<kWord>(b + n * kLanes);
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto ar = BroadcastStep<kWord>(kLayout == Layout::kRows ? a + r * lda : a + r);
+      TESSERA_UNROLL
+      for (int n = 0; n < kCols; ++n) AddProduct(sum[r][n], ar, bn[n]);
+    }
     a += kLayout == Layout::kRows ? 1 : lda;
     b += ldb;
   }
