@@ -11,7 +11,8 @@ void Gemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   TESSERA_CHECK(!args.accumulate || args.c_dtype == DType::kF32);
   TESSERA_CHECK(!args.symmetric || (args.m == args.n && args.packed_b == nullptr &&
                                     args.bias == nullptr && args.pre_activation == nullptr &&
-                                    args.epilogue == GemmEpilogue::kNone));
+                                    args.epilogue == GemmEpilogue::kNone &&
+                                    args.row_sums == nullptr));
   if (args.m == 0 || args.n == 0) return;
   ActiveTable().gemm(args, workspace, pool);
 }
@@ -107,10 +108,6 @@ void Blend(float a, const float* x, float b, float* y, int64_t n, ThreadPool& po
 }
 void AddActivation(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool) {
   ActiveTable().add_activation(x, y, n, dtype, pool);
-}
-void ColumnSum(const void* x, int64_t rows, int64_t cols, int64_t ld, DType dtype, float* out,
-               ThreadPool& pool) {
-  ActiveTable().column_sum(x, rows, cols, ld, dtype, out, pool);
 }
 void Dropout(const void* x, void* y, int64_t n, DType dtype, float p, const RngKey& key,
              int64_t first_index, ThreadPool& pool) {

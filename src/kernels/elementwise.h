@@ -26,10 +26,6 @@ void Blend(float a, const float* x, float b, float* y, int64_t n, ThreadPool& po
 // y += x on activations
 void AddActivation(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool);
 
-// out[c] += sum over rows of x[r, c], each a chain over rows in order (bias gradients).
-void ColumnSum(const void* x, int64_t rows, int64_t cols, int64_t ld, DType dtype, float* out,
-               ThreadPool& pool);
-
 // y = keep ? x / (1-p) : 0 with keep = Uniform(first_index + i) >= p; the same call is its own
 // backward on gradients. x may alias y.
 void Dropout(const void* x, void* y, int64_t n, DType dtype, float p, const RngKey& key,

@@ -156,36 +156,6 @@ TEST(Elementwise, AddActivationRoundsOnce) {
   });
 }
 
-// Chains in order are plain fp32 loops: equal bit by bit, for any threads and any cut.
-TEST(ColumnSum, IsAChainOverRows) {
-  ForEachIsa([] {
-    for (const DType dtype : kDTypes) {
-      for (const int64_t cols : {1, 17, 64, 257, 768}) {
-        const int64_t rows = 71, ld = cols + 3;
-        const Doubles x = RandomValues(rows * ld, 1, dtype);
-        const Floats start = ToFloats(RandomValues(cols, 2));
-        Floats want = start;
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t c = 0; c < cols; ++c) {
-            want[static_cast<size_t>(c)] += static_cast<float>(x[static_cast<size_t>(r * ld + c)]);
-          }
-        }
-        for (const int threads : {1, 2, 3}) {
-          for (const int64_t cut : {int64_t{71}, int64_t{33}, int64_t{1}}) {
-            Buffer xs(dtype, x, 1), out(DType::kF32, ToDoubles(start), 5);
-            for (int64_t first = 0; first < rows; first += cut) {
-              ColumnSum(xs.At(first * ld), std::min(cut, rows - first), cols, ld, dtype,
-                        static_cast<float*>(out.data()), PoolOf(threads));
-            }
-            EXPECT_EQ(out.Values(), ToDoubles(want));
-            EXPECT_TRUE(out.GuardsIntact());
-          }
-        }
-      }
-    }
-  });
-}
-
 TEST(Dropout, KeepsByTheElementsUniformNumber) {
   ForEachIsa([] {
     for (const DType dtype : kDTypes) {

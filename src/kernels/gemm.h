@@ -41,6 +41,9 @@ struct GemmArgs {
   const float* bias = nullptr;    // [n], added to every row
   GemmEpilogue epilogue = GemmEpilogue::kNone;
   void* pre_activation = nullptr;  // [m, n] like C: the value before the epilogue, or null
+  // [m]: each row of op(A) is added up into it, one fp32 chain over k from what stands there; or null.
+  // Not in a batch, nor with `symmetric`.
+  float* row_sums = nullptr;
   Compute compute = Compute::kF32;
   bool exact_chain = true;        // false allows faster orders of summation when m <= 4
   // C is known to be symmetric (m == n, as X X^T): one triangle is computed and mirrored. Only for

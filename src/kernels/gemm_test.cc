@@ -134,14 +134,15 @@ struct Case {
   Packing packing = Packing::kNone;
   Compute compute = Compute::kF32;
   bool exact_chain = true;
+  bool row_sums = false;
 
   std::string Name() const {
     return fmt::format(
         "m={} n={} k={} ta={} tb={} {}x{}->{} pad={} acc={} bias={} pre={} epi={} pack={} "
-        "compute={} exact={}",
+        "compute={} exact={} sums={}",
         m, n, k, a_transposed, b_transposed, DTypeName(a), DTypeName(b), DTypeName(c), pad,
         accumulate, bias, pre_activation, static_cast<int>(epilogue), static_cast<int>(packing),
-        static_cast<int>(compute), exact_chain);
+        static_cast<int>(compute), exact_chain, row_sums);
   }
 };
 
@@ -180,11 +181,20 @@ void Check(const Case& test) {
   const bool pairs_possible =
       test.compute == Compute::kBf16 && test.a == DType::kBf16 &&
       (test.packing == Packing::kNone ? test.b == DType::kBf16 : test.packing == Packing::kBf16);
-  const bool chained = test.exact_chain || test.m > 4 || test.packing != Packing::kNone;
+  const bool chained =
+      test.exact_chain || test.m > 4 || test.packing != Packing::kNone || test.row_sums;
   const std::vector<float> chain = reference::GemmChain(args, false);
   const std::vector<float> pair_chain =
       pairs_possible ? reference::GemmChain(args, true) : std::vector<float>();
   args.b.data = b.bytes.data();
+  // Sums of rows, and what stands behind them.
+  const Matrix sums(DType::kF32, 1, test.m + 16, 0, 5);
+  Matrix expected_sums = sums;
+  for (int64_t i = 0; test.row_sums && i < test.m; ++i) {
+    float sum = sums.Get(i);
+    for (int64_t k = 0; k < test.k; ++k) sum += static_cast<float>(reference::Element(args.a, i, k));
+    expected_sums.Set(i, sum);
+  }
 
   for (const Variant& variant : Variants()) {
     SCOPED_TRACE(variant.name);
@@ -199,10 +209,12 @@ void Check(const Case& test) {
     }
     Matrix first = c, first_before = c;
     for (int threads = 1; threads <= 3; ++threads) {
-      Matrix out = c, before = c;
+      Matrix out = c, before = c, own_sums = sums;
       args.c = out.bytes.data();
+      args.row_sums = test.row_sums ? reinterpret_cast<float*>(own_sums.bytes.data()) : nullptr;
       args.pre_activation = test.pre_activation ? before.bytes.data() : nullptr;
       variant.table.gemm(args, Workspace(), Pool(threads));
+      ASSERT_EQ(own_sums.bytes, expected_sums.bytes) << threads << " threads";
       if (threads == 1) {
         first = out;
         first_before = before;
@@ -285,6 +297,7 @@ Case WithOptions(int64_t m, int64_t n, int64_t k, uint64_t seed) {
     test.compute = Compute::kBf16;
     if (test.packing == Packing::kF32) test.packing = Packing::kBf16;
   }
+  test.row_sums = take(2) != 0;
   return test;
 }
 
@@ -397,19 +410,23 @@ TEST(Gemm, SharesHaveTheBitsOfOneThread) {
           variant.table.pack_b(args.b, test.k, test.n, storage, test.compute, packed.data, Pool(3));
           args.packed_b = packed.data;
         }
-        Matrix first = c, first_before = c;
+        Matrix first = c, first_before = c, first_sums(DType::kF32, 1, test.m, 0, 5);
         for (int threads = 1; threads <= 3; ++threads) {
-          Matrix out = c, before = c;
+          Matrix out = c, before = c, sums(DType::kF32, 1, test.m, 0, 5);
           args.c = out.bytes.data();
+          args.row_sums = reinterpret_cast<float*>(sums.bytes.data());
           args.pre_activation = test.pre_activation ? before.bytes.data() : nullptr;
           variant.table.gemm(args, Workspace(), Pool(threads));
           if (threads == 1) {
             first = out;
             first_before = before;
+            EXPECT_NE(first_sums.bytes, sums.bytes);
+            first_sums = sums;
             EXPECT_NE(first.bytes, c.bytes);
           } else {
             ASSERT_EQ(first.bytes, out.bytes) << threads << " threads differ from one";
             ASSERT_EQ(first_before.bytes, before.bytes) << threads << " threads differ from one";
+            ASSERT_EQ(first_sums.bytes, sums.bytes) << threads << " threads differ from one";
           }
         }
         args.packed_b = nullptr;

@@ -188,8 +188,7 @@ Executor::Call Executor::Bind(const Op& op) const {
       return args;
     }
     case OpKind::kLinear: {
-      LinearCall call;
-      GemmArgs& gemm = call.gemm;
+      GemmArgs gemm;
       gemm.m = rows;
       gemm.n = op.width_out;
       gemm.k = op.width_in;
@@ -201,11 +200,10 @@ Executor::Call Executor::Bind(const Op& op) const {
       gemm.ldc = op.width_out;
       gemm.bias = Value(op.bias);
       gemm.compute = plan_.options.compute;
-      return call;
+      return gemm;
     }
     case OpKind::kLinearBackwardInput: {
-      LinearCall call;
-      GemmArgs& gemm = call.gemm;
+      GemmArgs gemm;
       gemm.m = rows;
       gemm.n = op.width_in;
       gemm.k = op.width_out;
@@ -215,11 +213,10 @@ Executor::Call Executor::Bind(const Op& op) const {
       gemm.c_dtype = dtype_;
       gemm.ldc = op.width_in;
       gemm.compute = plan_.options.compute;
-      return call;
+      return gemm;
     }
     case OpKind::kLinearBackwardWeight: {
-      LinearCall call;
-      GemmArgs& gemm = call.gemm;
+      GemmArgs gemm;
       gemm.m = op.width_out;
       gemm.n = op.width_in;
       gemm.k = rows;
@@ -229,12 +226,8 @@ Executor::Call Executor::Bind(const Op& op) const {
       gemm.ldc = op.width_in;
       gemm.accumulate = true;
       gemm.compute = plan_.options.compute;
-      if (op.bias != kNone) {
-        call.bias_input = At(op.dy);
-        call.dbias = Grad(op.bias);
-        call.bias_rows = rows;
-      }
-      return call;
+      if (op.bias != kNone) gemm.row_sums = Grad(op.bias);
+      return gemm;
     }
     case OpKind::kQkv: return BindQkv(op);
     case OpKind::kQkvBackward: {
@@ -398,14 +391,8 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context,
           kernels::NormForward(args, pool);
         } else if constexpr (std::is_same_v<Args, kernels::NormBackwardArgs>) {
           kernels::NormBackward(args, memory_.workspace, pool);
-        } else if constexpr (std::is_same_v<Args, LinearCall>) {
-          Timed(forms, 0, 1, [&] { kernels::Gemm(args.gemm, memory_.workspace, pool); });
-          if (args.dbias != nullptr) {
-            Timed(forms, 1, 1, [&] {
-              kernels::ColumnSum(args.bias_input, args.bias_rows, args.gemm.m, args.gemm.m, dtype_,
-                                 args.dbias, pool);
-            });
-          }
+        } else if constexpr (std::is_same_v<Args, GemmArgs>) {
+          Timed(forms, 0, 1, [&] { kernels::Gemm(args, memory_.workspace, pool); });
         } else if constexpr (std::is_same_v<Args, kernels::QkvArgs>) {
           kernels::QkvForward(args, pool);
         } else if constexpr (std::is_same_v<Args, kernels::QkvBackwardArgs>) {

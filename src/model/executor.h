@@ -89,12 +89,6 @@ class Executor {
     int64_t layer;
     int site;
   };
-  struct LinearCall {
-    kernels::GemmArgs gemm;
-    const void* bias_input = nullptr;  // weight gradient: column sums of dy into dbias
-    float* dbias = nullptr;
-    int64_t bias_rows = 0;
-  };
   struct LossCall {
     kernels::GemmArgs logits;  // of one chunk; pointers advance
     kernels::GemmArgs dhidden, dweight;
@@ -110,7 +104,7 @@ class Executor {
     int64_t layer;
   };
   using Call = std::variant<EmbeddingCall, kernels::EmbeddingBackwardArgs, DropoutCall,
-                            kernels::NormForwardArgs, kernels::NormBackwardArgs, LinearCall,
+                            kernels::NormForwardArgs, kernels::NormBackwardArgs, kernels::GemmArgs,
                             kernels::QkvArgs, kernels::QkvBackwardArgs, AttentionCall,
                             AttentionBackwardCall, LossCall, kernels::ActivationArgs>;
 

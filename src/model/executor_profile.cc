@@ -105,11 +105,6 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
     case OpKind::kLinearBackwardWeight:
       slot(0, Form(op.width_out, op.width_in, rows), OpClass::kProduct);
       forms.work[0].bytes = ProductBytes(out, in, r, element, element, 4, true);
-      if (op.bias != kNone) {
-        slot(1, "bias " + Form(rows, op.width_out), OpClass::kOther);
-        forms.work[1].bytes = r * out * element;
-        forms.work[1].vector_ops = 2 * r * out;
-      }
       break;
     case OpKind::kLoss: {
       // The logits' chunk is written by the product, read by the loss, overwritten by the gradient.
@@ -193,10 +188,7 @@ void Executor::SetProfile(OpProfile* profile) {
   for (size_t i = 0; i < program_.ops.size(); ++i) {
     const Op& op = program_.ops[i];
     const OpForms& forms = forms_[i];
-    if (op.kind == OpKind::kLinearBackwardWeight) {
-      // The product before has read the same gradient.
-      if (op.bias != kNone) profile->AddMoves(forms.slot[1], {{forms.work[1].bytes, traffic[i]}});
-    } else if (op.kind == OpKind::kLoss) {
+    if (op.kind == OpKind::kLoss) {
       const double chunks = Dbl(program_.tokens) / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
       profile->AddMoves(forms.slot[1], {{forms.work[1].bytes, forms.work[0].bytes / chunks}});
     } else if (op.flops == 0) {

@@ -335,12 +335,6 @@ Body QkvCase(bool backward) {
   return [bargs] { kernels::QkvBackward(bargs, Pool()); };
 }
 
-Body ColumnSumCase() {
-  const bf16* x = Values<bf16>(kRows * kWidth);
-  float* out = Values(kWidth);
-  return [=] { kernels::ColumnSum(x, kRows, kWidth, kWidth, DType::kBf16, out, Pool()); };
-}
-
 Body CastCase() {
   const float* x = Values(100000);
   bf16* y = Values<bf16>(100000);
@@ -453,7 +447,6 @@ const std::map<std::string, std::function<Body()>>& Cases() {
       {"embedding.backward", [] { return EmbeddingCase(true); }},
       {"qkv.forward", [] { return QkvCase(false); }},
       {"qkv.backward", [] { return QkvCase(true); }},
-      {"column_sum", ColumnSumCase},
       {"cast.bf16", CastCase},
       {"bpe.encode", EncodeCase},
       {"bpe.train", TrainTokenizerCase},

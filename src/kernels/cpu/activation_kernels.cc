@@ -9,8 +9,9 @@ namespace {
 
 // act(x) and, where wanted, its derivative. Without it the functions are those of the matrix product's
 // epilogues (gelu.h), to the bit; with it both come from one exponential.
+template <class V>
 struct Value {
-  F32 y, slope;
+  V y, slope;
 };
 
 constexpr float kSqrtTwoOverPi = 0.7978845608028654f;
@@ -19,14 +20,15 @@ constexpr float kInvSqrtTwoPi = 0.3989422804014327f;
 // Standard normal distribution function and density. With a = |x| and t = 1 / (1 + 0.35 a),
 // Phi(-a) = e^(-a^2/2) R(t), R a minimax polynomial on a in [0, 14] (relative error 3.2e-8); the
 // rounding of a^2/2 is put back after the exponential, so both tails keep full relative accuracy.
+template <class V>
 struct Normal {
-  F32 distribution, density;
+  V distribution, density;
 };
-TESSERA_INLINE Normal NormalOf(F32 x) {
-  const F32 a = Abs(x);
-  const F32 t = Set(1.0f) / Fma(a, Set(0.35f), Set(1.0f));
-  F32 r = Set(-0.02914591424f);
-  r = Fma(r, t, Set(0.1439716233f));
+template <class V>
+TESSERA_INLINE Normal<V> NormalOf(V x) {
+  const V a = Abs(x);
+  const V t = Set(1.0f) / Fma(a, Set(0.35f), Set(1.0f));
+  V r = Fma(Set(-0.02914591424f), t, Set(0.1439716233f));
   r = Fma(r, t, Set(-0.2557141084f));
   r = Fma(r, t, Set(0.1591740031f));
   r = Fma(r, t, Set(-0.02310973347f));
@@ -35,19 +37,22 @@ TESSERA_INLINE Normal NormalOf(F32 x) {
   r = Fma(r, t, Set(0.1398618685f));
   r = Fma(r, t, Set(0.1396214044f));
   r = r * t;
-  const F32 half = a * Set(0.5f);
-  const F32 h = half * a;
-  const F32 lost = Fma(half, a, -h);
-  const F32 e = Exp(-h);
-  const F32 gauss = Fma(-e, lost, e);
-  const F32 tail = gauss * r;
+  const V half = a * Set(0.5f);
+  const V h = half * a;
+  const V lost = Fma(half, a, -h);
+  const V e = Exp(-h);
+  const V gauss = Fma(-e, lost, e);
+  const V tail = gauss * r;
   return {Select(x < Zero(), tail, Set(1.0f) - tail), gauss * Set(kInvSqrtTwoPi)};
 }
 
-template <Activation kActivation, bool kSlope>
-TESSERA_INLINE Value Evaluate(F32 x) {
+// Vectors computed as one (many.h).
+constexpr int kTogether = 4;
+
+template <Activation kActivation, bool kSlope, class V>
+TESSERA_INLINE Value<V> Evaluate(V x) {
   const F32 one = Set(1.0f);
-  Value out = {};
+  Value<V> out = {};
   if constexpr (!kSlope && kActivation == Activation::kGeluTanh) {
     out.y = GeluTanh(x);
     return out;
@@ -62,28 +67,28 @@ TESSERA_INLINE Value Evaluate(F32 x) {
   }
   if constexpr (kActivation == Activation::kGeluTanh) {
     // x/2 (1 + tanh u) = x sigmoid(2u): no cancellation where tanh is near -1.
-    const F32 x2 = x * x;
-    const F32 u = x * Fma(x2, Set(2.0f * kSqrtTwoOverPi * 0.044715f), Set(2.0f * kSqrtTwoOverPi));
-    const F32 s = Sigmoid(u);
+    const V x2 = x * x;
+    const V u = x * Fma(x2, Set(2.0f * kSqrtTwoOverPi * 0.044715f), Set(2.0f * kSqrtTwoOverPi));
+    const V s = Sigmoid(u);
     out.y = x * s;
     if constexpr (kSlope) {
-      const F32 du =
+      const V du =
           Fma(x2, Set(6.0f * kSqrtTwoOverPi * 0.044715f), Set(2.0f * kSqrtTwoOverPi));
       out.slope = Fma(out.y * (one - s), du, s);
     }
   } else if constexpr (kActivation == Activation::kGeluErf) {
-    const Normal normal = NormalOf(x);
+    const Normal<V> normal = NormalOf(x);
     out.y = x * normal.distribution;
     if constexpr (kSlope) out.slope = Fma(x, normal.density, normal.distribution);
   } else if constexpr (kActivation == Activation::kRelu) {
-    out.y = Select(x > Zero(), x, x * Zero());  // 0, or NaN for NaN
-    if constexpr (kSlope) out.slope = Select(x > Zero(), one, Zero());
+    out.y = Max(Zero(), x);  // NaN for NaN
+    if constexpr (kSlope) out.slope = Select(x > Zero(), V(one), V(Zero()));
   } else if constexpr (kActivation == Activation::kReluSquared) {
-    const F32 r = Select(x > Zero(), x, x * Zero());
+    const V r = Max(Zero(), x);
     out.y = r * r;
     if constexpr (kSlope) out.slope = r + r;
   } else {
-    const F32 s = Sigmoid(x);
+    const V s = Sigmoid(x);
     out.y = x * s;
     if constexpr (kSlope) out.slope = Fma(out.y, one - s, s);
   }
@@ -97,7 +102,7 @@ void ForwardAll(const ActivationArgs& args, ThreadPool& pool) {
   const int64_t width = args.width;
   if (!args.gated) {
     ParallelElements(pool, args.rows * width, [=](int64_t begin, int64_t end) {
-      ForVectors(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      ForManyVectors<kTogether>(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
         Store(y + i, Evaluate<kActivation, false>(Load(x + i, part)).y, part);
       });
     });
@@ -108,7 +113,7 @@ void ForwardAll(const ActivationArgs& args, ThreadPool& pool) {
       const T* gate = x + row * 2 * width;
       const T* up = gate + width;
       T* out = y + row * width;
-      ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      ForManyVectors<kTogether>(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
         Store(out + i, Evaluate<kActivation, false>(Load(gate + i, part)).y * Load(up + i, part),
               part);
       });
@@ -124,8 +129,8 @@ void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
   const int64_t width = args.width;
   if (!args.gated) {
     ParallelElements(pool, args.rows * width, [=](int64_t begin, int64_t end) {
-      ForVectors(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-        const Value v = Evaluate<kActivation, true>(Load(x + i, part));
+      ForManyVectors<kTogether>(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        const auto v = Evaluate<kActivation, true>(Load(x + i, part));
         Store(dx + i, Load(dy + i, part) * v.slope, part);
       });
     });
@@ -138,10 +143,10 @@ void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
       const T* dout = dy + row * width;
       T* dgate = dx + row * 2 * width;
       T* dup = dgate + width;
-      ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-        const Value v = Evaluate<kActivation, true>(Load(gate + i, part));
-        const F32 d = Load(dout + i, part);
-        const F32 u = Load(up + i, part);
+      ForManyVectors<kTogether>(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        const auto v = Evaluate<kActivation, true>(Load(gate + i, part));
+        const auto d = Load(dout + i, part);
+        const auto u = Load(up + i, part);
         Store(dgate + i, d * u * v.slope, part);
         Store(dup + i, d * v.y, part);
       });

@@ -56,6 +56,7 @@ struct Scratch {
   float* delta = nullptr;     // [rows]
   float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
   float* unit_dq = nullptr;   // [rows, padded]
+  Requests* requests = nullptr;
 };
 
 // The same size for both kinds of words.
@@ -78,6 +79,8 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word wo
   s.ds_words = carver->Floats(kTile * kTile / 2);
   s.keep = carver->Floats(kTile);
   s.delta = carver->Floats(p.rows);
+  s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
+  if (s.requests != nullptr) s.requests->Clear();
   s.unit_dq = carver->Floats(plan.gradient_floats);
   s.chunk_dq = plan.chunk_keys > plan.panel_keys ? carver->Floats(plan.gradient_floats) : nullptr;
   if (word == Word::kFloat) {
@@ -157,50 +160,52 @@ void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end
 
 // One row of a score tile: in p the scores and in ds the dP of the vectors that hold keys
 // [from, to); out p = probabilities as they met V, ds = gradients of the packed product Q K^T
-// (short of the factor that ends in q_scale). Zero in the other vectors.
+// (short of the factor that ends in q_scale). Zero for the other keys.
 template <bool kEdge, bool kAlibi, bool kCap>
 TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r, float lse,
                              float delta, int64_t begin, int64_t from, int64_t to) {
+  constexpr int kTogether = 4;  // vectors computed as one (many.h)
+  static_assert(kTileVectors % kTogether == 0);
   float* p = s.p + r * kTile;
   float* ds = s.ds + r * kTile;
   const bool dropout = problem.shape.dropout > 0;
   if (dropout) KeepRow(problem, s.rows->element[r], begin, s.keep);
   F32 lanes;
   for (int64_t i = 0; i < kLanes; ++i) lanes[i] = (float)i;
-  for (int64_t v = 0; v < kTileVectors; ++v) {
-    const int64_t k = v * kLanes;
-    if (kEdge && (to <= k || from >= k + kLanes)) {
-      Store(p + k, Zero());
-      Store(ds + k, Zero());
+  for (int64_t k = 0; k < kTile; k += kTogether * kLanes) {
+    constexpr Several<kTogether> kPart;
+    if (kEdge && (to <= k || from >= k + kTogether * kLanes)) {
+      Store(p + k, Many<kTogether>(Zero()), kPart);
+      Store(ds + k, Many<kTogether>(Zero()), kPart);
       continue;
     }
-    F32 x = Load(p + k);
-    F32 slope = Set(1.0f);  // of the soft cap
+    Many<kTogether> x = Load(p + k, kPart), local;
+    Each<kTogether>(TESSERA_EACH(i) { local.v[i] = lanes + Set((float)(k + i * kLanes)); });
+    Many<kTogether> slope = Set(1.0f);  // of the soft cap
     if constexpr (kCap) {
-      const F32 t = Tanh(x);
+      const auto t = Tanh(x);
       slope = Set(1.0f) - t * t;
       x = Set(problem.cap) * t;
     }
-    const F32 key = lanes + Set((float)(begin + k));
     if constexpr (kAlibi) {
+      const auto key = local + Set((float)begin);
       x = Fma(Set(-s.rows->slope[r]), Abs(Set(s.rows->position[r]) - key), x);
     }
-    F32 y = Exp2(x - Set(lse));
-    if constexpr (kEdge) {
-      const F32 local = lanes + Set((float)k);
-      y = Select((local >= Set((float)from)) & (local < Set((float)to)), y, Zero());
+    auto y = Exp2(x - Set(lse));
+    if constexpr (kEdge) {  // what stands there of another tile may be anything
+      y = Select(local < Set((float)from), Zero(), Select(local < Set((float)to), y, Zero()));
     }
-    F32 dp = Load(ds + k), met = y;
+    auto dp = Load(ds + k, kPart), met = y;
     if (dropout) {
-      const F32 keep = Load(s.keep + k);
+      const auto keep = Load(s.keep + k, kPart);
       dp = dp * keep;
       met = y * keep;
     }
-    F32 d = y * (dp - Set(delta));
+    auto d = y * (dp - Set(delta));
     if constexpr (kCap) d = d * slope;
     if constexpr (kEdge) d = Select(y > Zero(), d, Zero());
-    Store(p + k, met);
-    Store(ds + k, d);
+    Store(p + k, met, kPart);
+    Store(ds + k, d, kPart);
   }
 }
 
@@ -252,18 +257,19 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
                       .ldb = kTile,
                       .c = s.ds,
                       .ldc = kTile};
+  Strips strips;
   if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
       rows.KeysOf(row, count, begin, n, &low, &high);
       return Extent{0, depth, low / kLanes, CeilDiv(high, kLanes)};
     };
-    Multiply<kWord, Layout::kRows, kScores>(scores, 0, rows.count, kTileVectors, columns);
-    Multiply<kWord, Layout::kRows, Update::kStore>(dp, 0, rows.count, kTileVectors, columns);
+    CutIntoStrips(0, rows.count, columns, &strips);
   } else {
-    MultiplyAll<kWord, Layout::kRows, kScores>(scores, rows.count, depth, kTileVectors);
-    MultiplyAll<kWord, Layout::kRows, Update::kStore>(dp, rows.count, depth, kTileVectors);
+    WholeStrips(rows.count, depth, kTileVectors, &strips);
   }
+  Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
+  Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
 
   WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
     constexpr bool kEdge = decltype(edge_on)::kOn;
@@ -292,20 +298,23 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
       while (last > first && (to[last - 1] <= key || from[last - 1] >= key + count)) --last;
       return ExtentOf<kWord>(first, last, 0, problem.vectors);
     };
-    Multiply<kWord, Layout::kColumns, Update::kAdd>(dv, 0, n, problem.vectors, queries);
-    Multiply<kWord, Layout::kColumns, Update::kAdd>(dk, 0, n, problem.vectors, queries);
-    Multiply<kWord, Layout::kRows, Update::kAdd>(
-        dq, 0, rows.count, problem.vectors, [&](int64_t row, int64_t count) {
-          int64_t low = 0, high = 0;
-          rows.KeysOf(row, count, begin, n, &low, &high);
-          return ExtentOf<kWord>(low, high, 0, problem.vectors);
-        });
+    CutIntoStrips(0, n, queries, &strips);
   } else {
-    const int64_t queries = WordSteps(kWord, rows.count), keys = WordSteps(kWord, n);
-    MultiplyAll<kWord, Layout::kColumns, Update::kAdd>(dv, n, queries, problem.vectors);
-    MultiplyAll<kWord, Layout::kColumns, Update::kAdd>(dk, n, queries, problem.vectors);
-    MultiplyAll<kWord, Layout::kRows, Update::kAdd>(dq, rows.count, keys, problem.vectors);
+    WholeStrips(n, WordSteps(kWord, rows.count), problem.vectors, &strips);
   }
+  Multiply<kWord, Layout::kColumns, Update::kAdd>(dv, strips, problem.vectors, s.requests);
+  Multiply<kWord, Layout::kColumns, Update::kAdd>(dk, strips, problem.vectors, s.requests);
+  if (edge) {
+    const auto keys = [&](int64_t row, int64_t count) {
+      int64_t low = 0, high = 0;
+      rows.KeysOf(row, count, begin, n, &low, &high);
+      return ExtentOf<kWord>(low, high, 0, problem.vectors);
+    };
+    CutIntoStrips(0, rows.count, keys, &strips);
+  } else {
+    WholeStrips(rows.count, WordSteps(kWord, n), problem.vectors, &strips);
+  }
+  Multiply<kWord, Layout::kRows, Update::kAdd>(dq, strips, problem.vectors, s.requests);
 }
 
 void AddTo(const float* x, int64_t n, float* y) {
@@ -361,6 +370,15 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;
     }
     std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
+    const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
+    unit.q.Request(next, next_count, s.requests);
+    unit.dout.Request(next, next_count, s.requests);
+    if (begin + n == p.shape.length) unit.dq.Request(first, count, s.requests);
+    if (next >= p.rows) {
+      const int64_t stride = unit.kv_stride * (int64_t)sizeof(T), bytes = size * (int64_t)sizeof(T);
+      s.requests->Add(unit.dk + begin * unit.kv_stride, stride, n, bytes);
+      s.requests->Add(unit.dv + begin * unit.kv_stride, stride, n, bytes);
+    }
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t keys = MinOf(kTile, n - j);
       if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;

@@ -131,7 +131,8 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
           BeginTile<Word::kFloat>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
                                   unit.q, scratch.keys, &scratch.tiles[tiles]);
         }
-        AttendBlock<Word::kFloat>(p, unit.kv, key_begin, key_end, scratch, tiles);
+        AttendBlock<Word::kFloat>(p, unit.kv, key_begin, key_end, scratch, tiles,
+                                 (const GroupRows<T>*)nullptr);
       }
       if (!split || unit.keys <= kSplitKeys) {
         for (int64_t i = 0; i < tiles; ++i) EndTile(p, scratch.tiles[i], unit.out);

@@ -44,7 +44,7 @@ void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan&
     BeginTile<kWord>(p, sequence, kv_head, first, MinOf(kTile, end - first), q, scratch.keys,
                      &scratch.tiles[tiles]);
   }
-  AttendBlock<kWord>(p, kv, 0, p.keys, scratch, tiles);
+  AttendBlock<kWord>(p, kv, 0, p.keys, scratch, tiles, &out);
   for (int64_t i = 0; i < tiles; ++i) {
     const QueryTile& tile = scratch.tiles[i];
     EndTile(p, tile, out);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/bf16_dot.h"
+#include "kernels/cpu/functions.h"
 #include "kernels/cpu/register_block.h"
 
 // Loops over register blocks must vanish before arrays are placed in registers.
@@ -66,6 +67,21 @@ TESSERA_INLINE auto BroadcastStep(const float* a) {
 TESSERA_INLINE void AddProduct(F32& sum, U32 a, U32 b) { sum = DotPairs(sum, a, b); }
 TESSERA_INLINE void AddProduct(F32& sum, F32 a, F32 b) { FmaInPlace(sum, a, b); }
 
+inline constexpr int kStepsARound = 8;
+
+template <Word kWord, Layout kLayout, int kRows, int kCols>
+TESSERA_INLINE void AddStep(const float* a, int64_t lda, const float* b, F32 (&sum)[kRows][kCols]) {
+  decltype(LoadStep<kWord>(b)) bn[kCols];
+  TESSERA_UNROLL
+  for (int n = 0; n < kCols; ++n) bn[n] = LoadStep<kWord>(b + n * kLanes);
+  TESSERA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const auto ar = BroadcastStep<kWord>(kLayout == Layout::kRows ? a + r * lda : a + r);
+    TESSERA_UNROLL
+    for (int n = 0; n < kCols; ++n) AddProduct(sum[r][n], ar, bn[n]);
+  }
+}
+
 // Every element is one chain over depth from 0, so the bits do not depend on the blocking.
 template <Word kWord, Layout kLayout, Update kUpdate, int kRows, int kCols>
 [[gnu::noinline]] void MicroKernel(const float* a, int64_t lda, const float* b, int64_t ldb,
@@ -76,16 +92,18 @@ template <Word kWord, Layout kLayout, Update kUpdate, int kRows, int kCols>
     TESSERA_UNROLL
     for (int n = 0; n < kCols; ++n) sum[r][n] = Zero();
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    decltype(LoadStep<kWord>(b)) bn[kCols];
+  // Few rounds, so that a core foresees the last.
+  int64_t k = 0;
+  for (; k + kStepsARound <= depth; k += kStepsARound) {
     TESSERA_UNROLL
-    for (int n = 0; n < kCols; ++n) bn[n] = LoadStep<kWord>(b + n * kLanes);
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const auto ar = BroadcastStep<kWord>(kLayout == Layout::kRows ? a + r * lda : a + r);
-      TESSERA_UNROLL
-      for (int n = 0; n < kCols; ++n) AddProduct(sum[r][n], ar, bn[n]);
+    for (int step = 0; step < kStepsARound; ++step) {
+      AddStep<kWord, kLayout>(a, lda, b, sum);
+      a += kLayout == Layout::kRows ? 1 : lda;
+      b += ldb;
     }
+  }
+  for (; k < depth; ++k) {
+    AddStep<kWord, kLayout>(a, lda, b, sum);
     a += kLayout == Layout::kRows ? 1 : lda;
     b += ldb;
   }
@@ -132,78 +150,106 @@ TESSERA_INLINE void RowsOfProduct(const Product& p, int64_t row, int64_t col, in
   }
 }
 
-// Rows [row_begin, row_end) by columns [0, cols) vectors; extent_of(row, rows) narrows a strip.
-template <Word kWord, Layout kLayout, Update kUpdate, class ExtentOf>
-TESSERA_INLINE void Multiply(const Product& p, int64_t row_begin, int64_t row_end, int64_t cols,
-                             const ExtentOf& extent_of) {
+// Memory that is wanted soon. Its lines are asked for among the products, a few at a time: rows of a
+// head lie apart, where a core's own prefetching does not follow, and copying them waits for each.
+struct Requests {
+  // Adds `rows` rows of `bytes`, `stride` bytes apart; dropped where too many wait already.
+  TESSERA_INLINE void Add(const void* first, int64_t stride, int64_t rows, int64_t bytes) {
+    if (end - begin == kMost || rows <= 0) return;
+    rows_of[end++ % kMost] = {(const char*)first, stride, rows, bytes};
+  }
+  TESSERA_INLINE void Clear() { begin = end = offset = 0; }
+
+  // Asks for the next lines.
+  TESSERA_INLINE void Ask() {
+    if (begin == end) return;
+    Rows& rows = rows_of[begin % kMost];
+    for (int i = 0; i < kLinesAtATime; ++i) {
+      __builtin_prefetch(rows.at + offset);
+      offset += 64;
+      if (offset < rows.bytes) continue;
+      offset = 0;
+      rows.at += rows.stride;
+      if (--rows.count > 0) continue;
+      ++begin;
+      return;
+    }
+  }
+
+  static constexpr int kMost = 16, kLinesAtATime = 4;
+  struct Rows {
+    const char* at;
+    int64_t stride, count, bytes;
+  };
+  Rows rows_of[kMost];
+  int64_t begin = 0, end = 0;  // of those that wait, modulo kMost
+  int64_t offset = 0;          // in the first one's row
+};
+
+// The rows of a product in strips of at most kBlockRows, and the part that each needs.
+struct Strips {
+  struct Strip {
+    int64_t row, rows;
+    Extent extent;
+  };
+  Strip strip[kTile / kBlockRows + 3];  // one of 4, of 2 and of 1 row at the end
+  int64_t count = 0;
+};
+
+// Rows [row_begin, row_end) of a tile; extent_of(row, rows) tells what a strip needs.
+template <class ExtentOf>
+TESSERA_INLINE void CutIntoStrips(int64_t row_begin, int64_t row_end, const ExtentOf& extent_of,
+                                  Strips* out) {
+  out->count = 0;
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t left = row_end - row;
+    const int64_t rows = left >= kBlockRows ? kBlockRows : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    out->strip[out->count++] = {row, rows, extent_of(row, rows)};
+    row += rows;
+  }
+}
+
+// The strips by columns [0, cols) vectors.
+template <Word kWord, Layout kLayout, Update kUpdate>
+TESSERA_INLINE void Multiply(const Product& p, const Strips& strips, int64_t cols,
+                             Requests* requests) {
   for (int64_t block = 0; block < cols; block += kBlockCols) {
     const int64_t block_end = block + kBlockCols < cols ? block + kBlockCols : cols;
-    for (int64_t row = row_begin; row < row_end;) {
-      const int64_t left = row_end - row;
-      const int64_t rows = left >= kBlockRows ? kBlockRows : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      const Extent e = extent_of(row, rows);
+    for (int64_t i = 0; i < strips.count; ++i) {
+      const Strips::Strip& strip = strips.strip[i];
+      const int64_t row = strip.row;
+      const Extent& e = strip.extent;
       const int64_t col_begin = e.col_begin > block ? e.col_begin : block;
       const int64_t col_end = e.col_end < block_end ? e.col_end : block_end;
       const int64_t count = col_end - col_begin;
-      if (count > 0 && (kUpdate != Update::kAdd || e.depth_end > e.depth_begin)) {
-        switch (rows) {
-          case kBlockRows:
-            RowsOfProduct<kWord, kLayout, kUpdate, kBlockRows>(p, row, col_begin, count,
-                                                               e.depth_begin, e.depth_end);
-            break;
+      if (count <= 0 || (kUpdate == Update::kAdd && e.depth_end <= e.depth_begin)) continue;
+      requests->Ask();
+      switch (strip.rows) {
+        case kBlockRows:
+          RowsOfProduct<kWord, kLayout, kUpdate, kBlockRows>(p, row, col_begin, count, e.depth_begin,
+                                                             e.depth_end);
+          break;
 #if defined(__AVX2__)
-          case 4:
-            RowsOfProduct<kWord, kLayout, kUpdate, 4>(p, row, col_begin, count, e.depth_begin,
-                                                      e.depth_end);
-            break;
+        case 4:
+          RowsOfProduct<kWord, kLayout, kUpdate, 4>(p, row, col_begin, count, e.depth_begin,
+                                                    e.depth_end);
+          break;
 #endif
-          case 2:
-            RowsOfProduct<kWord, kLayout, kUpdate, 2>(p, row, col_begin, count, e.depth_begin,
-                                                      e.depth_end);
-            break;
-          default:
-            RowsOfProduct<kWord, kLayout, kUpdate, 1>(p, row, col_begin, count, e.depth_begin,
-                                                      e.depth_end);
-        }
+        case 2:
+          RowsOfProduct<kWord, kLayout, kUpdate, 2>(p, row, col_begin, count, e.depth_begin,
+                                                    e.depth_end);
+          break;
+        default:
+          RowsOfProduct<kWord, kLayout, kUpdate, 1>(p, row, col_begin, count, e.depth_begin,
+                                                    e.depth_end);
       }
-      row += rows;
     }
   }
 }
 
-// The same with one extent for all rows.
-template <Word kWord, Layout kLayout, Update kUpdate>
-TESSERA_INLINE void MultiplyAll(const Product& p, int64_t rows, int64_t depth, int64_t cols) {
-  Multiply<kWord, kLayout, kUpdate>(p, 0, rows, cols, [&](int64_t, int64_t) {
-    return Extent{0, depth, 0, cols};
-  });
-}
-
-// 2^x to about 2 ulp: 2^floor(x) times a degree-5 minimax polynomial of the fraction in [0, 1)
-// (relative error 8.2e-8, exactly 1 at 0). Below -126 the result is 0, -inf included; x must stay
-// below 128.
-TESSERA_INLINE F32 Exp2(F32 x) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  const F32 r =
-      (F32)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1);  // x - floor(x); 0 for -inf
-#else
-  const F32 clamped = Max(x, Set(-127.0f));
-  const F32 magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const F32 shifted = (clamped - Set(0.5f)) + magic;
-  const F32 r = clamped - (shifted - magic);
-#endif
-  F32 p = Set(0.0018671301659196615f);
-  p = Fma(p, r, Set(0.009017029777169228f));
-  p = Fma(p, r, Set(0.05579991266131401f));
-  p = Fma(p, r, Set(0.24016444385051727f));
-  p = Fma(p, r, Set(0.6931512951850891f));
-  p = Fma(p, r, Set(1.0f));
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  return (F32)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)x);
-#else
-  const I32 whole = (I32)Bits(shifted) - (I32)Bits(magic);
-  return Select(x < Set(-126.0f), Zero(), p * FromBits((U32)((whole + 127) << 23)));
-#endif
+// `rows` rows that need all of it.
+TESSERA_INLINE void WholeStrips(int64_t rows, int64_t depth, int64_t cols, Strips* out) {
+  CutIntoStrips(0, rows, [&](int64_t, int64_t) { return Extent{0, depth, 0, cols}; }, out);
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -5,6 +5,20 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
+constexpr int kTogether = 4;  // vectors computed as one (many.h)
+
+// One vector of each of N rows of a tile.
+template <int N>
+TESSERA_INLINE Many<N> LoadRows(const float* p, Several<N>) {
+  Many<N> out;
+  Each<N>(TESSERA_EACH(i) { out.v[i] = Load(p + i * kTile); });
+  return out;
+}
+template <int N>
+TESSERA_INLINE void StoreRows(float* p, const Many<N>& v, Several<N>) {
+  Each<N>(TESSERA_EACH(i) { Store(p + i * kTile, v.v[i]); });
+}
+
 // Scores to 2^(score - max) for one vector of queries and keys [from, to) of the tile at `begin`;
 // updates max, sum and scale.
 template <bool kEdge, bool kAlibi, bool kCap>
@@ -23,45 +37,43 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
     lo -= (int32_t)begin;
     hi -= (int32_t)begin;
   }
-  const auto score = [&](int64_t k) {
-    F32 x = Load(s + k * kTile);
+  // The keys' rows [k, k + N) at this vector of queries.
+  const auto score = [&](int64_t k, auto part) TESSERA_INLINE_LAMBDA {
+    auto x = LoadRows(s + k * kTile, part);
     if constexpr (kCap) x = Set(p.cap) * Tanh(x);
-    if constexpr (kAlibi) x = Fma(slope, Abs(position - Set((float)k)), x);
-    if constexpr (kEdge) {
-      const int32_t key = (int32_t)k;
-      x = Select((lo <= key) & (hi > key), x, Set(-__builtin_inff()));
+    if constexpr (kAlibi || kEdge) {
+      Each<part.kCount>(TESSERA_EACH(i) {
+        const int32_t key = (int32_t)k + i;
+        if constexpr (kAlibi) x.v[i] = Fma(slope, Abs(position - Set((float)key)), x.v[i]);
+        if constexpr (kEdge) {
+          x.v[i] = Select((lo <= key) & (hi > key), x.v[i], Set(-__builtin_inff()));
+        }
+      });
     }
-    if constexpr (kEdge || kAlibi || kCap) Store(s + k * kTile, x);
+    if constexpr (kEdge || kAlibi || kCap) StoreRows(s + k * kTile, x, part);
     return x;
   };
+  constexpr Several<kTogether> kPart;
+  constexpr Several<1> kOne;
   const F32 old = Load(tile->max + lane);
-  F32 m0 = old, m1 = old, m2 = old, m3 = old;
+  Many<kTogether> most = old;
   int64_t k = from;
-  for (; k + 4 <= to; k += 4) {
-    m0 = Max(m0, score(k));
-    m1 = Max(m1, score(k + 1));
-    m2 = Max(m2, score(k + 2));
-    m3 = Max(m3, score(k + 3));
-  }
-  for (; k < to; ++k) m0 = Max(m0, score(k));
-  const F32 max = Max(Max(m0, m1), Max(m2, m3));
+  for (; k + kTogether <= to; k += kTogether) most = Max(most, score(k, kPart));
+  for (; k < to; ++k) most.v[0] = Max(most.v[0], score(k, kOne).v[0]);
+  const F32 max = Max(Max(most.v[0], most.v[1]), Max(most.v[2], most.v[3]));
   const F32 scale = Exp2(old - max);
-  const auto probability = [&](int64_t key) {
-    const F32 x = Exp2(Load(s + key * kTile) - max);
-    Store(s + key * kTile, x);
+  const auto probability = [&](int64_t key, auto part) TESSERA_INLINE_LAMBDA {
+    const auto x = Exp2(LoadRows(s + key * kTile, part) - max);
+    StoreRows(s + key * kTile, x, part);
     return x;
   };
-  F32 s0 = Load(tile->sum + lane) * scale, s1 = Zero(), s2 = Zero(), s3 = Zero();
-  for (k = from; k + 4 <= to; k += 4) {
-    s0 = s0 + probability(k);
-    s1 = s1 + probability(k + 1);
-    s2 = s2 + probability(k + 2);
-    s3 = s3 + probability(k + 3);
-  }
-  for (; k < to; ++k) s0 = s0 + probability(k);
+  Many<kTogether> sums = Zero();
+  sums.v[0] = Load(tile->sum + lane) * scale;
+  for (k = from; k + kTogether <= to; k += kTogether) sums = sums + probability(k, kPart);
+  for (; k < to; ++k) sums.v[0] = sums.v[0] + probability(k, kOne).v[0];
   Store(tile->max + lane, max);
   Store(tile->scale + lane, scale);
-  Store(tile->sum + lane, (s0 + s1) + (s2 + s3));
+  Store(tile->sum + lane, (sums.v[0] + sums.v[1]) + (sums.v[2] + sums.v[3]));
 }
 
 // Multiplies the probabilities by the factors of dropout (the sums stay as they are).
@@ -124,9 +136,8 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                           .c = scratch.scores,
                           .ldc = kTile,
                           .scale = &p.q_scale};
-  if (!edge) {
-    MultiplyAll<kWord, Layout::kRows, kScores>(scores, n, p.depth, vectors);
-  } else {
+  Strips strips;
+  if (edge) {
     const auto queries = [&](int64_t key, int64_t count) {
       int64_t first = vectors, last = 0;
       for (int64_t v = 0; v < vectors; ++v) {
@@ -136,8 +147,11 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
       }
       return Extent{0, p.depth, first, last};
     };
-    Multiply<kWord, Layout::kRows, kScores>(scores, key_from, MinOf(key_to, n), vectors, queries);
+    CutIntoStrips(key_from, MinOf(key_to, n), queries, &strips);
+  } else {
+    WholeStrips(n, p.depth, vectors, &strips);
   }
+  Multiply<kWord, Layout::kRows, kScores>(scores, strips, vectors, scratch.requests);
 
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
@@ -161,17 +175,17 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                        .c = tile->out,
                        .ldc = p.padded,
                        .scale = tile->scale};
-  if (!edge) {
-    MultiplyAll<kWord, Layout::kColumns, Update::kScaleAdd>(out, rows.count, WordSteps(kWord, n),
-                                                            p.vectors);
+  if (edge) {
+    const auto keys = [&](int64_t row, int64_t count) {
+      int64_t low = 0, high = 0;
+      rows.KeysOf(row, count, begin, n, &low, &high);
+      return ExtentOf<kWord>(low, high, 0, p.vectors);
+    };
+    CutIntoStrips(0, rows.count, keys, &strips);
   } else {
-    Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(
-        out, 0, rows.count, p.vectors, [&](int64_t row, int64_t count) {
-          int64_t low = 0, high = 0;
-          rows.KeysOf(row, count, begin, n, &low, &high);
-          return ExtentOf<kWord>(low, high, 0, p.vectors);
-        });
+    WholeStrips(rows.count, WordSteps(kWord, n), p.vectors, &strips);
   }
+  Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(out, strips, p.vectors, scratch.requests);
 }
 
 template void AttendTile<Word::kFloat>(const Problem&, const OnlineScratch&, int64_t, int64_t,

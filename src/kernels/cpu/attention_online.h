@@ -33,6 +33,7 @@ struct OnlineScratch {
   float* values = nullptr;     // [kTile, padded], or half as many rows of pairs
   float* scores = nullptr;     // [kTile keys, kTile queries]
   float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
+  Requests* requests = nullptr;
 };
 
 // Fewer tiles for wide heads, to stay in L2.
@@ -54,6 +55,8 @@ TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dr
   s.values = carver->Floats(kTile * padded);
   s.scores = carver->Floats(kTile * kTile);
   if (dropout) s.keep = carver->Floats(kTile * kTile);
+  s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
+  if (s.requests != nullptr) s.requests->Clear();
   return s;
 }
 
@@ -80,10 +83,12 @@ template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile);
 
-// Attends `tiles` query tiles to keys [key_begin, key_end) as far as their rows see them.
+// Attends `tiles` query tiles to keys [key_begin, key_end) as far as their rows see them. The next
+// keys and values are asked for meanwhile, and at last the rows of `out`, which may be null.
 template <Word kWord, class T>
 TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_t key_begin,
-                                int64_t key_end, const OnlineScratch& scratch, int64_t tiles) {
+                                int64_t key_end, const OnlineScratch& scratch, int64_t tiles,
+                                const GroupRows<T>* out) {
   int64_t from = INT64_MAX, to = 0;
   for (int64_t i = 0; i < tiles; ++i) {
     from = MinOf(from, scratch.tiles[i].rows.min_lo);
@@ -93,6 +98,16 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
   to = MinOf(to, key_end);
   for (int64_t begin = from; begin < to; begin += kTile) {
     const int64_t n = MinOf(kTile, to - begin);
+    const int64_t next = begin + kTile, next_n = MinOf(kTile, to - next);
+    const int64_t stride = kv.stride * (int64_t)sizeof(T);
+    const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
+    scratch.requests->Add(kv.k + next * kv.stride, stride, next_n, row_bytes);
+    scratch.requests->Add(kv.v + next * kv.stride, stride, next_n, row_bytes);
+    const int64_t ending = tiles - CeilDiv(to - begin, kTile);
+    if (out != nullptr && ending >= 0) {
+      const RowLimits& rows = scratch.tiles[ending].rows;
+      out->Request(rows.first, rows.count, scratch.requests);
+    }
     bool packed = false;
     for (int64_t i = 0; i < tiles; ++i) {
       if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;

@@ -176,6 +176,13 @@ struct GroupRows {
   TESSERA_INLINE T* Row(int64_t r) const {
     return base + r / group * token_stride + r % group * head_size;
   }
+  // Asks for rows [first, first + count): those of a token lie together.
+  TESSERA_INLINE void Request(int64_t first, int64_t count, Requests* requests) const {
+    if (count <= 0) return;
+    const int64_t token = first / group, last = (first + count - 1) / group;
+    requests->Add(base + token * token_stride, token_stride * (int64_t)sizeof(T), last - token + 1,
+                  group * head_size * (int64_t)sizeof(T));
+  }
 };
 
 // The words of src[0, size) and zeros up to whole vectors. Floats are multiplied by `scale`; pairs

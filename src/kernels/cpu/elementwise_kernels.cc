@@ -117,40 +117,6 @@ void Add(const void* x, void* y, int64_t n, DType dtype, ThreadPool& pool) {
   dtype == DType::kBf16 ? AddTo<bf16>(x, y, n, pool) : AddTo<float>(x, y, n, pool);
 }
 
-// kRows rows of `x`; `rows` where kRows is 0.
-template <int64_t kRows, class T>
-TESSERA_INLINE void AddRows(const T* x, int64_t rows, int64_t ld, Range columns, float* out) {
-  ForVectors(columns.begin, columns.end, [&](int64_t c, auto lanes) TESSERA_INLINE_LAMBDA {
-    constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
-    if (kRows > 0 && c % kLine == 0) {  // the next rows, whose short runs a core does not foresee
-      for (int64_t row = 0; row < kRows; ++row) __builtin_prefetch(x + (kRows + row) * ld + c);
-    }
-    F32 sum = Load(out + c, lanes);
-    const int64_t count = kRows > 0 ? kRows : rows;
-    for (int64_t row = 0; row < count; ++row) sum = sum + Load(x + row * ld + c, lanes);
-    Store(out + c, sum, lanes);
-  });
-}
-
-// A few rows at a time, so that memory is read along the rows and the sums stay in the nearest cache.
-template <class T>
-void SumColumnsOf(const void* from, int64_t rows, int64_t cols, int64_t ld, float* out,
-                  ThreadPool& pool) {
-  const T* x = static_cast<const T*>(from);
-  ParallelParts(pool, rows * cols, [=](int part, int parts) {
-    constexpr int64_t kBlock = 8;
-    const Range columns = PartOf(cols, kColumnGrain, part, parts);
-    int64_t row = 0;
-    for (; row + kBlock <= rows; row += kBlock) AddRows<kBlock>(x + row * ld, kBlock, ld, columns, out);
-    AddRows<0>(x + row * ld, rows - row, ld, columns, out);
-  });
-}
-void SumColumns(const void* x, int64_t rows, int64_t cols, int64_t ld, DType dtype, float* out,
-                ThreadPool& pool) {
-  dtype == DType::kBf16 ? SumColumnsOf<bf16>(x, rows, cols, ld, out, pool)
-                        : SumColumnsOf<float>(x, rows, cols, ld, out, pool);
-}
-
 template <class T>
 void DropOf(const void* from, void* to, int64_t n, float p, const RngKey& key, int64_t first_index,
             ThreadPool& pool) {
@@ -184,7 +150,6 @@ void FillElementwise(KernelTable& table) {
   table.add_scaled = AddTimes;
   table.blend = BlendInto;
   table.add_activation = Add;
-  table.column_sum = SumColumns;
   table.dropout = Drop;
 }
 

@@ -2,17 +2,17 @@
 // that a fused and a recomputed activation have the same bits.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/functions.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
 // erfc(z) for z >= 0 to a relative error of 4e-7: t = 1 / (1 + z/2), erfc(z) = t P(t) e^(-z^2), P a
 // degree-9 minimax fit of erfc(z) e^(z^2) / t on [0, 9.5] (error 2e-8). The rounding of z^2 is
 // carried into the exponential to first order; beyond 9.3 the result underflows to 0.
-TESSERA_INLINE F32 Erfc(F32 z) {
-  const F32 t = Set(1.0f) / Fma(z, Set(0.5f), Set(1.0f));
-  F32 p = Set(0.013852088712155819f);
-  p = Fma(p, t, Set(-0.13161680102348328f));
+template <class V>
+TESSERA_INLINE V Erfc(V z) {
+  const V t = Set(1.0f) / Fma(z, Set(0.5f), Set(1.0f));
+  V p = Fma(Set(0.013852088712155819f), t, Set(-0.13161680102348328f));
   p = Fma(p, t, Set(0.44817468523979187f));
   p = Fma(p, t, Set(-0.6950513124465942f));
   p = Fma(p, t, Set(0.4414840042591095f));
@@ -21,32 +21,34 @@ TESSERA_INLINE F32 Erfc(F32 z) {
   p = Fma(p, t, Set(0.23793485760688782f));
   p = Fma(p, t, Set(0.28293782472610474f));
   p = Fma(p, t, Set(0.2820605933666229f));
-  const F32 square = z * z;
-  const F32 rest = Fma(z, z, -square);
+  const V square = z * z;
+  const V rest = Fma(z, z, -square);
   return t * p * Exp(-square) * (Set(1.0f) - rest);
 }
 
 // x/2 (1 + erf(x / sqrt 2)) = x/2 erfc(-x / sqrt 2): through erfc of the magnitude, so that nothing
 // cancels for negative x.
-TESSERA_INLINE F32 GeluErf(F32 x) {
+template <class V>
+TESSERA_INLINE V GeluErf(V x) {
   // Above 14 the value is x or -0; the limit keeps infinities out of the difference of squares.
-  const F32 z = Min(Abs(x), Set(14.0f)) * Set(0.70710678118654752f);
-  const F32 tail = Erfc(z);
+  const V z = Min(Abs(x), Set(14.0f)) * Set(0.70710678118654752f);
+  const V tail = Erfc(z);
   return x * Set(0.5f) * Select(x < Zero(), tail, Set(2.0f) - tail);
 }
 
 // x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
-TESSERA_INLINE F32 GeluTanh(F32 x) {
-  const F32 x2 = x * x;
-  const F32 u = x * Fma(x2, Set(0.044715f * 0.79788456080286536f), Set(0.79788456080286536f));
+template <class V>
+TESSERA_INLINE V GeluTanh(V x) {
+  const V x2 = x * x;
+  const V u = x * Fma(x2, Set(0.044715f * 0.79788456080286536f), Set(0.79788456080286536f));
   // Clamped: beyond it the sigmoid is 0 or 1 to the last bit, and e^(-2u) must not overflow.
-  const F32 clamped = Min(Max(u, Set(-43.0f)), Set(43.0f));
+  const V clamped = Min(Max(u, Set(-43.0f)), Set(43.0f));
   return x / (Set(1.0f) + Exp(clamped * Set(-2.0f)));
 }
 
-TESSERA_INLINE F32 ReluSquared(F32 x) {
-  // Max would turn a NaN into 0; x * 0 keeps it.
-  const F32 positive = Select(x > Zero(), x, x * Zero());
+template <class V>
+TESSERA_INLINE V ReluSquared(V x) {
+  const V positive = Max(Zero(), x);  // NaN for NaN
   return positive * positive;
 }
 

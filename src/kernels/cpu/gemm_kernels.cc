@@ -283,10 +283,20 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
         block.first = b == 0;
         block.last = b == blocking.blocks_k - 1;
         uint32_t* a = buffer_a;
+        // Rows are added up where they are packed for the first columns.
+        const auto pack_a = [&](int64_t row, int64_t count, bool add_up, uint32_t* out) {
+          PackA(args.a, args.m, row, count, k_begin, block.k, method.word_a, out);
+          if (args.row_sums == nullptr || !add_up || part.col > 0 || j > 0) return;
+          if (method.word_a == Word::kPair) {
+            AddRows<Word::kPair>(out, count, block.k, args.row_sums + row);
+          } else {
+            AddRows<Word::kFloat>(out, count, block.k, args.row_sums + row);
+          }
+        };
         if (blocking.packing == Blocking::kAllK) a += rows * WordSteps(method.word_a, k_begin);
         if (blocking.packing == Blocking::kOneK ||
             (blocking.packing == Blocking::kAllK && j == 0)) {
-          PackA(args.a, args.m, part.row + i, rows, k_begin, block.k, method.word_a, a);
+          pack_a(part.row + i, rows, true, a);
         }
         for (int64_t jj = 0; jj < cols; jj += blocking.cache_n) {
           block.col = part.col + j + jj;
@@ -300,7 +310,7 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
             block.row = part.row + i + g;
             block.rows = Smaller(group, rows - g);
             if (blocking.packing == Blocking::kGroups) {
-              PackA(args.a, args.m, block.row, block.rows, k_begin, block.k, method.word_a, a);
+              pack_a(block.row, block.rows, jj == 0, a);
             }
             block.a = a;
             if (use_partial) block.partial = partial + g * partial_ld + jj;

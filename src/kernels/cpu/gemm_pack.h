@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cpu/gemm_micro.h"
+#include "kernels/cpu/many.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -243,6 +244,48 @@ inline void PackA(const MatrixRef& a, int64_t m, int64_t first, int64_t rows, in
   for (; row < rows; row += kMR) {
     const int64_t count = rows - row < kMR ? rows - row : kMR;
     PackSliver(a, !a.transposed, first + row, count, m, k_begin, k, count, word, out + row * steps);
+  }
+}
+
+// Adds the steps of N slivers of `width` rows, `words` words each, to sums[width * N].
+template <int N, Word kWord>
+TESSERA_INLINE void AddSlivers(const uint32_t* slivers, int64_t width, int64_t words, float* sums) {
+  Many<N> acc;
+  Each<N>(TESSERA_EACH(s) {
+    float* own = sums + s * width;
+    acc.v[s] = width < kLanes ? LoadPartial(own, width) : Load(own);
+  });
+  for (int64_t at = 0; at < words; at += width) {
+    Each<N>(TESSERA_EACH(s) {
+      // The words past `width` are the next step's, or past the last one's: whatever they add is dropped.
+      const U32 step = LoadWords(slivers + s * words + at);
+      if constexpr (kWord == Word::kPair) {
+        acc.v[s] = acc.v[s] + FromBits(step << 16);
+        acc.v[s] = acc.v[s] + FromBits(step & 0xffff0000u);
+      } else {
+        acc.v[s] = acc.v[s] + FromBits(step);
+      }
+    });
+  }
+  Each<N>(TESSERA_EACH(s) {
+    float* own = sums + s * width;
+    if (width < kLanes) StorePartial(own, acc.v[s], width);
+    else Store(own, acc.v[s]);
+  });
+}
+
+// Adds `k` steps of rows that PackA packed to sums[rows], each row's in order.
+template <Word kWord>
+TESSERA_INLINE void AddRows(const uint32_t* packed, int64_t rows, int64_t k, float* sums) {
+  constexpr int kTogether = 4;  // chains that advance together (many.h)
+  const int64_t steps = WordSteps(kWord, k);
+  int64_t row = 0;
+  for (; row + kTogether * kMR <= rows; row += kTogether * kMR) {
+    AddSlivers<kTogether, kWord>(packed + row * steps, kMR, kMR * steps, sums + row);
+  }
+  for (; row < rows; row += kMR) {
+    const int64_t width = rows - row < kMR ? rows - row : kMR;
+    AddSlivers<1, kWord>(packed + row * steps, width, width * steps, sums + row);
   }
 }
 

@@ -16,6 +16,7 @@ inline constexpr int64_t kSmallWords = kSmallWordsA + kSmallRows * kLanes + kSma
 // [n, k] sum by lanes, and pairs of bf16 are not followed here.
 inline bool TakesSmallPath(const GemmArgs& args) {
   if (args.m > kSmallRows || args.packed_b != nullptr || args.k == 0) return false;
+  if (args.row_sums != nullptr) return false;  // A is not packed here
   if (args.m * args.k > kSmallWordsA) return false;
   if (!args.exact_chain) return true;
   const bool pairs = kHasBf16Dot && args.compute == Compute::kBf16 &&

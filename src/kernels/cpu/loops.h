@@ -2,10 +2,7 @@
 // take the kind of vector as an argument.
 #pragma once
 
-#include "kernels/cpu/simd.h"
-
-// After a lambda's parameters: its vectors must stay in registers.
-#define TESSERA_INLINE_LAMBDA __attribute__((always_inline))
+#include "kernels/cpu/many.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -39,8 +36,37 @@ TESSERA_INLINE void ForVectors(int64_t begin, int64_t end, Body&& body) {
   if (i < end) body(i, Tail{end - i});
 }
 
-// K sums over [0, n) in an order that n alone decides: term(i, part, F32* sums) adds to K vectors
-// and must add zeros in the lanes past a tail's end.
+// The same with body(i, Several<N>) first, for bodies that compute at length.
+template <int N, class Body>
+TESSERA_INLINE void ForManyVectors(int64_t begin, int64_t end, Body&& body) {
+  int64_t i = begin;
+  for (; i + N * kLanes <= end; i += N * kLanes) body(i, Several<N>{});
+  ForVectors(i, end, body);
+}
+
+// K sums over [0, n) in an order that n alone decides: term(i, part, sums) adds to K vectors (of
+// F32, or Many<N> for Several<N>) and must add zeros in the lanes past a tail's end.
+template <int K, int N, class Term>
+TESSERA_INLINE void ReduceMany(int64_t n, float* out, Term&& term) {
+  static_assert(4 % N == 0, "four chains");
+  Many<N> sums[4 / N][K];
+  Each<4 / N>(TESSERA_EACH(g) {
+    Each<K>(TESSERA_EACH(k) { sums[g][k] = Many<N>(Zero()); });
+  });
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    Each<4 / N>(TESSERA_EACH(g) { term(i + g * N * kLanes, Several<N>{}, sums[g]); });
+  }
+  F32 chains[4][K];
+  Each<4>(TESSERA_EACH(c) {
+    Each<K>(TESSERA_EACH(k) { chains[c][k] = sums[c / N][k].v[c % N]; });
+  });
+  for (; i + kLanes <= n; i += kLanes) term(i, Full{}, chains[0]);
+  if (i < n) term(i, Tail{n - i}, chains[1]);
+  for (int k = 0; k < K; ++k) {
+    out[k] = Sum((chains[0][k] + chains[1][k]) + (chains[2][k] + chains[3][k]));
+  }
+}
 template <int K, class Term>
 TESSERA_INLINE void Reduce(int64_t n, float* out, Term&& term) {
   F32 even[K] = {}, odd[K] = {}, third[K] = {}, fourth[K] = {};
@@ -58,6 +84,10 @@ TESSERA_INLINE void Reduce(int64_t n, float* out, Term&& term) {
 
 // v with the lanes past the end set to zero.
 TESSERA_INLINE F32 ZeroPast(F32 v, Full) { return v; }
+template <int N>
+TESSERA_INLINE Many<N> ZeroPast(const Many<N>& v, Several<N>) {
+  return v;
+}
 TESSERA_INLINE F32 ZeroPast(F32 v, Tail tail) {
   I32 lane;
   for (int32_t i = 0; i < kLanes; ++i) lane[i] = i;
@@ -69,9 +99,6 @@ TESSERA_INLINE F32 ZeroPast(F32 v, Tail tail) {
 inline constexpr int64_t kSmallElements = 8192;
 // Columns of fp32 a thread owns at least, in multiples of a cache line.
 inline constexpr int64_t kColumnGrain = 16;
-// Rows that a pass over columns reads before it moves on to the next columns: few enough that
-// their pages stay in the first-level TLB and their lines in the cache.
-inline constexpr int64_t kColumnRows = 32;
 
 // Element-wise passes: fn(begin, end) over flat ranges of [0, n).
 template <class Fn>

@@ -1,6 +1,7 @@
 // Softmax cross entropy: a row per thread, three passes over a row that lies in the cache, one of them
 // of exponentials. These are kept where the gradient will be, times the soft-cap's derivative; only
 // with both soft-cap and label smoothing, whose gradient is no multiple of them, the capped logits are.
+#include "kernels/cpu/functions.h"
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/table.h"
 
@@ -8,14 +9,16 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-template <bool kCap>
-TESSERA_INLINE F32 Capped(F32 x, F32 cap, F32 inverse) {
-  return kCap ? cap * Tanh(x * inverse) : x;
+template <bool kCap, class V>
+TESSERA_INLINE V Capped(V x, F32 cap, F32 inverse) {
+  if constexpr (kCap) return cap * Tanh(x * inverse);
+  else return x;
 }
 
 // d cap tanh(x / cap) / dx, from l = cap tanh(x / cap).
-TESSERA_INLINE F32 CapDerivative(F32 l, F32 inverse) {
-  const F32 ratio = l * inverse;
+template <class V>
+TESSERA_INLINE V CapDerivative(V l, F32 inverse) {
+  const V ratio = l * inverse;
   return Fma(-ratio, ratio, Set(1.0f));
 }
 
@@ -45,6 +48,9 @@ template <class G>
 void ZeroRow(G* d, int64_t n) {
   ForVectors(0, n, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { Store(d + i, Zero(), part); });
 }
+
+// Vectors computed as one (many.h).
+constexpr int kTogether = 4;
 
 // The bf16 gradient of a row may lie over the front half of the row's logits: passes go upwards and
 // read each vector before they write its gradient, which never reaches past what was read.
@@ -77,14 +83,18 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
     if (d != nullptr) kept = d;
   }
   float sums[2] = {0, 0};  // of exponentials, and of l - max for label smoothing
-  Reduce<2>(vocab, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+  ReduceMany<2, kTogether>(vocab, sums, [&](int64_t i, auto part, auto* acc) TESSERA_INLINE_LAMBDA {
     __builtin_prefetch(x + args.ld + i, 0, 2);  // the next row, while this one is computed
-    const F32 l = Capped<kCap>(Load(x + i, part), cap, inverse);
-    const F32 shifted = l - max;
-    const F32 e = Exp(shifted);
+    if constexpr (kTogether * kLanes > 16) __builtin_prefetch(x + args.ld + i + 16, 0, 2);
+    const auto l = Capped<kCap>(Load(x + i, part), cap, inverse);
+    const auto shifted = l - Set(max);
+    const auto e = Exp(shifted);
     if (kept != nullptr) {
-      F32 value = e;
-      if (kCap) value = keeps_logits ? l : e * CapDerivative(l, inverse);
+      auto value = e;
+      if constexpr (kCap) {
+        if (keeps_logits) value = l;
+        else value = e * CapDerivative(l, inverse);
+      }
       Store(kept + i, value, part);
     }
     acc[0] = acc[0] + ZeroPast(e, part);
@@ -113,19 +123,22 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
   const double weight = args.weight;
   const F32 scale = Set(static_cast<float>(weight * (1 + z * lse) / static_cast<double>(sums[0])));
   const F32 uniform = Set(static_cast<float>(-weight * smoothing / static_cast<double>(vocab)));
-  const auto gradient = [&](F32 e, F32 l, F32 constant) TESSERA_INLINE_LAMBDA {
-    const F32 g = Fma(e, scale, constant);
-    return kCap ? g * CapDerivative(l, inverse) : g;
+  const auto gradient = [&](auto e, auto l, F32 constant) TESSERA_INLINE_LAMBDA {
+    const auto g = Fma(e, scale, constant);
+    if constexpr (kCap) return g * CapDerivative(l, inverse);
+    else return g;
   };
-  ForVectors(0, vocab, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    const F32 v = Load((kept != nullptr ? kept : x) + i, part);
-    if (kept != nullptr && !keeps_logits) {
-      Store(d + i, Fma(v, scale, uniform), part);
-    } else {
-      const F32 l = kept != nullptr ? v : Capped<kCap>(v, cap, inverse);
-      Store(d + i, gradient(Exp(l - max), l, uniform), part);
-    }
-  });
+  if (kept != nullptr && !keeps_logits) {
+    ForVectors(0, vocab, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      Store(d + i, Fma(Load(kept + i, part), scale, uniform), part);
+    });
+  } else {
+    ForManyVectors<kTogether>(0, vocab, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      auto l = Load((kept != nullptr ? kept : x) + i, part);
+      if (kept == nullptr) l = Capped<kCap>(l, cap, inverse);
+      Store(d + i, gradient(Exp(l - Set(max)), l, uniform), part);
+    });
+  }
   // The target's own term joins before rounding to the gradient's type.
   const F32 own = uniform - static_cast<float>(weight * (1 - smoothing));
   StorePartial(d + target, gradient(Exp(target_logit - max), target_logit, own), 1);

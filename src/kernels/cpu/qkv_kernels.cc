@@ -6,11 +6,25 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-// NaN passes through, as the comparisons are false.
-TESSERA_INLINE F32 Clamp(F32 v, float limit) {
-  return Select(v < Set(-limit), Set(-limit), Select(v > Set(limit), Set(limit), v));
+// The limit of a clip, or none: kernels are written once and compiled for both. NaN passes through.
+struct Clip {
+  F32 limit;
+  TESSERA_INLINE F32 Clamp(F32 v) const { return Max(-limit, Min(limit, v)); }
+  // The gradient of Clamp at v times d.
+  TESSERA_INLINE F32 Back(F32 v, F32 d) const { return Select(Abs(v) > limit, Zero(), d); }
+};
+struct NoClip {
+  TESSERA_INLINE F32 Clamp(F32 v) const { return v; }
+  TESSERA_INLINE F32 Back(F32, F32 d) const { return d; }
+};
+template <class Fn>
+TESSERA_INLINE void WithClip(const QkvArgs& args, Fn&& fn) {
+  if (args.clip > 0) {
+    fn(Clip{Set(args.clip)});
+  } else {
+    fn(NoClip{});
+  }
 }
-float LimitOf(const QkvArgs& args) { return args.clip > 0 ? args.clip : __builtin_inff(); }
 
 // Cosines and sines of one row's position.
 struct Rotary {
@@ -41,8 +55,22 @@ TESSERA_INLINE U32 SignOf(bool odd) {
   return mask;
 }
 
+// Asks for the same n elements two rows further on: a core's own prefetching stops at gaps between
+// the parts of rows, and at pages.
+template <class T>
+TESSERA_INLINE void RequestAhead(const T* p, int64_t n, int64_t row_size) {
+  const T* ahead = p + 2 * row_size;
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(ahead + i);
+}
+
+// 0, or 1 for the second members of pairs that lie apart: an index of sums in registers.
+template <int kIndex>
+struct Half {
+  constexpr operator int() const { return kIndex; }
+};
+
 // Turns the pairs of one head by theta (kBack: by -theta): load(i, part) gives the values to turn,
-// store(i, part, v) takes the results; both members of a pair are loaded before either is stored.
+// store(i, part, v, Half) takes the results; both members of a pair are loaded before either is stored.
 template <bool kBack, class LoadFn, class StoreFn>
 TESSERA_INLINE void ForTurned(const Rotary& rotary, int64_t head_size, LoadFn&& load,
                               StoreFn&& store) {
@@ -52,7 +80,7 @@ TESSERA_INLINE void ForTurned(const Rotary& rotary, int64_t head_size, LoadFn&& 
       const F32 v = load(i, part);
       const F32 c = LoadTwice(rotary.cos + i / 2, Count(part));
       const F32 s = FromBits(Bits(LoadTwice(rotary.sin + i / 2, Count(part))) ^ signs);
-      store(i, part, Fma(v, c, SwapPairs(v) * s));
+      store(i, part, Fma(v, c, SwapPairs(v) * s), Half<0>{});
     });
   } else {
     const int64_t half = rotary.size / 2;
@@ -60,12 +88,13 @@ TESSERA_INLINE void ForTurned(const Rotary& rotary, int64_t head_size, LoadFn&& 
       const F32 first = load(i, part), second = load(half + i, part);
       const F32 c = Load(rotary.cos + i, part);
       const F32 s = kBack ? -Load(rotary.sin + i, part) : Load(rotary.sin + i, part);
-      store(i, part, Fma(first, c, -(second * s)));
-      store(half + i, part, Fma(second, c, first * s));
+      store(i, part, Fma(first, c, -(second * s)), Half<0>{});
+      store(half + i, part, Fma(second, c, first * s), Half<1>{});
     });
   }
-  ForVectors(rotary.size, head_size,
-             [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { store(i, part, load(i, part)); });
+  ForVectors(rotary.size, head_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    store(i, part, load(i, part), Half<0>{});
+  });
 }
 
 // The norm of one unit: a head (RMS) or all heads of q or of k (LayerNorm).
@@ -74,20 +103,20 @@ struct Unit {
   float mean_q = 0, mean_qx = 0;  // backward: means of q = dz gain and of q xh
 };
 
-template <class T>
-Unit UnitOf(const T* in, int64_t n, bool layer, float eps, float limit) {
+template <class T, class C>
+Unit UnitOf(const T* in, int64_t n, bool layer, float eps, const C& clip) {
   Unit unit;
   float square = 0;
   if (layer) {
     float total = 0;
     Reduce<1>(n, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-      acc[0] = acc[0] + Clamp(Load(in + i, part), limit);
+      acc[0] = acc[0] + clip.Clamp(Load(in + i, part));
     });
     unit.mean = total / static_cast<float>(n);
   }
   const float mean = unit.mean;
   Reduce<1>(n, &square, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-    const F32 v = ZeroPast(Clamp(Load(in + i, part), limit) - mean, part);
+    const F32 v = ZeroPast(clip.Clamp(Load(in + i, part)) - mean, part);
     acc[0] = Fma(v, v, acc[0]);
   });
   unit.rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
@@ -127,9 +156,8 @@ TESSERA_INLINE int64_t GainOffset(const QkvArgs& args, int64_t head) {
 // Heads whose statistics are taken before the first of them is used.
 constexpr int64_t kHeadsTogether = 16;
 
-template <class T>
-void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
-  const float limit = LimitOf(args);
+template <class T, class C>
+void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const C& clip) {
   const int64_t d = args.head_size;
   const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
   T* out = static_cast<T*>(args.out) + row * groups.row_size;
@@ -137,7 +165,7 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
   for (const Group& group : groups.group) {
     Unit unit;
     if (args.norm == QkNorm::kLayerNormFull) {
-      unit = UnitOf(in + group.offset, group.heads * d, true, args.eps, limit);
+      unit = UnitOf(in + group.offset, group.heads * d, true, args.eps, clip);
     }
     for (int64_t first = 0; first < group.heads; first += kHeadsTogether) {
       const int64_t last = first + kHeadsTogether < group.heads ? first + kHeadsTogether : group.heads;
@@ -145,7 +173,8 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
       Unit of_head[kHeadsTogether];
       if (args.norm == QkNorm::kRmsPerHead) {
         for (int64_t head = first; head < last; ++head) {
-          of_head[head - first] = UnitOf(in + group.offset + head * d, d, false, args.eps, limit);
+          RequestAhead(in + group.offset + head * d, d, groups.row_size);
+          of_head[head - first] = UnitOf(in + group.offset + head * d, d, false, args.eps, clip);
         }
       }
       for (int64_t head = first; head < last; ++head) {
@@ -159,19 +188,19 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row) {
         ForTurned<false>(
             rotary, d,
             [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-              F32 v = (Clamp(Load(x + i, part), limit) - mean) * rstd;
+              F32 v = (clip.Clamp(Load(x + i, part)) - mean) * rstd;
               if (gain != nullptr) v = v * Load(gain + i, part);
               if (bias != nullptr) v = v + Load(bias + i, part);
               return v;
             },
-            [&](int64_t i, auto part, F32 v) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
+            [&](int64_t i, auto part, F32 v, auto) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
       }
     }
   }
   const int64_t values = (args.heads + args.kv_heads) * d;
   if (args.in == args.out) return;
   ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    Store(out + i, Clamp(Load(in + i, part), limit), part);
+    Store(out + i, clip.Clamp(Load(in + i, part)), part);
   });
 }
 
@@ -179,7 +208,9 @@ template <class T>
 void ForwardAll(const QkvArgs& args, ThreadPool& pool) {
   const Groups groups = GroupsOf(args);
   ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) ForwardRow<T>(args, groups, row);
+    WithClip(args, [&](const auto& clip) {
+      for (int64_t row = begin; row < end; ++row) ForwardRow<T>(args, groups, row, clip);
+    });
   });
 }
 
@@ -188,25 +219,25 @@ void Forward(const QkvArgs& args, ThreadPool& pool) {
 }
 
 // Adds one head's sums of q xh and of q.
-template <class T>
+template <class T, class C>
 TESSERA_INLINE void AddMoments(const T* x, const T* dout, const float* gain, const Unit& unit,
-                               const Rotary& rotary, int64_t d, float limit, F32* sums) {
+                               const Rotary& rotary, int64_t d, const C& clip, F32* sums) {
   const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
   ForTurned<true>(
       rotary, d,
       [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dout + i, part); },
-      [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+      [&](int64_t i, auto part, F32 q, auto) TESSERA_INLINE_LAMBDA {
         if (gain != nullptr) q = q * Load(gain + i, part);
-        const F32 xh = (Clamp(Load(x + i, part), limit) - mean) * rstd;
+        const F32 xh = (clip.Clamp(Load(x + i, part)) - mean) * rstd;
         sums[0] = sums[0] + ZeroPast(q, part);
         sums[1] = sums[1] + ZeroPast(q * xh, part);
       });
 }
 
-template <class T>
-void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Unit* units) {
+template <class T, class C>
+void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip,
+              Unit* units) {
   const QkvArgs& args = back.forward;
-  const float limit = LimitOf(args);
   const int64_t d = args.head_size;
   const bool layer = args.norm == QkNorm::kLayerNormFull;
   const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
@@ -217,11 +248,11 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Un
     const T* dy = dout + group.offset;
     Unit* unit = units + group.first_unit;
     if (layer) {
-      *unit = UnitOf(x, group.heads * d, true, args.eps, limit);
+      *unit = UnitOf(x, group.heads * d, true, args.eps, clip);
       F32 sums[2] = {};
       for (int64_t head = 0; head < group.heads; ++head) {
         const float* gain = group.gain == nullptr ? nullptr : group.gain + head * d;
-        AddMoments(x + head * d, dy + head * d, gain, *unit, rotary, d, limit, sums);
+        AddMoments(x + head * d, dy + head * d, gain, *unit, rotary, d, clip, sums);
       }
       unit->mean_q = Sum(sums[0]) / static_cast<float>(group.heads * d);
       unit->mean_qx = Sum(sums[1]) / static_cast<float>(group.heads * d);
@@ -229,17 +260,17 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Un
     }
     // Both sums of all heads in one pass, as the second needs rstd only as a factor.
     for (int64_t head = 0; head < group.heads; ++head) {
+      RequestAhead(x + head * d, d, groups.row_size);
+      RequestAhead(dy + head * d, d, groups.row_size);
       F32 square[2] = {}, product[2] = {};
-      int next = 0;
       ForTurned<true>(
           rotary, d,
           [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dy + head * d + i, part); },
-          [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+          [&](int64_t i, auto part, F32 q, auto half) TESSERA_INLINE_LAMBDA {
             if (group.gain != nullptr) q = q * Load(group.gain + i, part);
-            const F32 v = ZeroPast(Clamp(Load(x + head * d + i, part), limit), part);
-            square[next] = Fma(v, v, square[next]);
-            product[next] = Fma(ZeroPast(q, part), v, product[next]);
-            next ^= 1;
+            const F32 v = ZeroPast(clip.Clamp(Load(x + head * d + i, part)), part);
+            square[half] = Fma(v, v, square[half]);
+            product[half] = Fma(ZeroPast(q, part), v, product[half]);
           });
       unit[head].rstd = Sum(square[0] + square[1]);
       unit[head].mean_qx = Sum(product[0] + product[1]);
@@ -254,17 +285,15 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, Un
   }
 }
 
-template <class T>
-void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
+template <class T, bool kNormed, class C>
+void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip,
                  const Unit* units) {
   const QkvArgs& args = back.forward;
-  const float limit = LimitOf(args);
   const int64_t d = args.head_size;
   const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
   const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
   T* din = static_cast<T*>(back.din) + row * groups.row_size;
   const Rotary rotary = RotaryOf(args, row);
-  const bool normed = args.norm != QkNorm::kNone;
   for (const Group& group : groups.group) {
     for (int64_t head = 0; head < group.heads; ++head) {
       const int64_t offset = group.offset + head * d;
@@ -272,29 +301,28 @@ void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
       const T* dy = dout + offset;
       T* dx = din + offset;
       Unit unit;
-      if (normed) unit = units[group.first_unit + (args.norm == QkNorm::kRmsPerHead ? head : 0)];
+      if (kNormed) unit = units[group.first_unit + (args.norm == QkNorm::kRmsPerHead ? head : 0)];
       const float* gain = group.gain == nullptr ? nullptr : group.gain + GainOffset(args, head);
       const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
       const F32 mean_q = Set(unit.mean_q), mean_qx = Set(unit.mean_qx);
       ForTurned<true>(
           rotary, d,
           [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dy + i, part); },
-          [&](int64_t i, auto part, F32 dz) TESSERA_INLINE_LAMBDA {
+          [&](int64_t i, auto part, F32 dz, auto) TESSERA_INLINE_LAMBDA {
             const F32 raw = Load(x + i, part);
-            if (normed) {
+            if constexpr (kNormed) {
               if (gain != nullptr) dz = dz * Load(gain + i, part);
-              const F32 xh = (Clamp(raw, limit) - mean) * rstd;
+              const F32 xh = (clip.Clamp(raw) - mean) * rstd;
               dz = rstd * Fma(-xh, mean_qx, dz - mean_q);
             }
-            Store(dx + i, Select(Abs(raw) > Set(limit), Zero(), dz), part);
+            Store(dx + i, clip.Back(raw, dz), part);
           });
     }
   }
   const int64_t values = (args.heads + args.kv_heads) * d;
   if (args.clip <= 0 && back.din == back.dout) return;
   ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    const F32 dv = Load(dout + i, part);
-    Store(din + i, Select(Abs(Load(in + i, part)) > Set(limit), Zero(), dv), part);
+    Store(din + i, clip.Back(Load(in + i, part), Load(dout + i, part)), part);
   });
 }
 
@@ -325,12 +353,11 @@ Pieces PiecesOf(const QkvArgs& args) {
 }
 
 // Adds rows [first, last) and heads [head_begin, head_end) to the gradients of one piece.
-template <class T>
+template <class T, class C>
 void AddPiece(const QkvBackwardArgs& back, const Groups& groups, const Group& group, int64_t first,
-              int64_t last, int64_t head_begin, int64_t head_end, int64_t piece,
+              int64_t last, int64_t head_begin, int64_t head_end, int64_t piece, const C& clip,
               const Unit* units) {
   const QkvArgs& args = back.forward;
-  const float limit = LimitOf(args);
   const int64_t d = args.head_size, half = args.rotary_size / 2;
   const int64_t gains = GainOffset(args, head_begin);
   const bool per_head = args.norm == QkNorm::kRmsPerHead;
@@ -349,7 +376,7 @@ void AddPiece(const QkvBackwardArgs& back, const Groups& groups, const Group& gr
   };
   const auto add = [&](Chain& chain, const T* x, auto part, F32 dz, const Unit& unit)
                        TESSERA_INLINE_LAMBDA {
-    const F32 xh = (Clamp(Load(x, part), limit) - unit.mean) * Set(unit.rstd);
+    const F32 xh = (clip.Clamp(Load(x, part)) - unit.mean) * Set(unit.rstd);
     chain.gain = Fma(dz, xh, chain.gain);
     chain.bias = chain.bias + dz;
   };
@@ -398,9 +425,9 @@ void AddPiece(const QkvBackwardArgs& back, const Groups& groups, const Group& gr
   }
 }
 
-template <class T>
+template <class T, class C>
 void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t first, int64_t last,
-                 const Unit* units, int part, int parts) {
+                 const C& clip, const Unit* units, int part, int parts) {
   const QkvArgs& args = back.forward;
   const Pieces pieces = PiecesOf(args);
   const int64_t count = pieces.rotary + pieces.rest;
@@ -409,7 +436,7 @@ void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t firs
     for (int64_t piece = range.begin; piece < range.end; ++piece) {
       for (const Group& group : groups.group) {
         if (group.dgain == nullptr) continue;
-        AddPiece<T>(back, groups, group, first, last, 0, group.heads, piece, units);
+        AddPiece<T>(back, groups, group, first, last, 0, group.heads, piece, clip, units);
       }
     }
     return;
@@ -421,7 +448,7 @@ void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t firs
     const Group& group = groups.group[is_key ? 1 : 0];
     if (group.dgain == nullptr && group.dbias == nullptr) continue;
     const int64_t own = is_key ? head - args.heads : head;
-    AddPiece<T>(back, groups, group, first, last, own, own + 1, item % count, units);
+    AddPiece<T>(back, groups, group, first, last, own, own + 1, item % count, clip, units);
   }
 }
 
@@ -429,8 +456,8 @@ void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t firs
 // rows (din, which may lie over dout and so comes last).
 constexpr int64_t kChunkUnits = 2048;  // also the most heads a row may have (checked by dispatch)
 
-template <class T>
-void BackwardAll(const QkvBackwardArgs& back, ThreadPool& pool) {
+template <class T, class C>
+void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
   const QkvArgs& args = back.forward;
   Groups groups = GroupsOf(args);
   groups.group[0].dgain = back.dq_gain;
@@ -439,7 +466,7 @@ void BackwardAll(const QkvBackwardArgs& back, ThreadPool& pool) {
   groups.group[1].dbias = back.dk_bias;
   if (args.norm == QkNorm::kNone) {
     ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) BackwardRow<T>(back, groups, row, nullptr);
+      for (int64_t row = begin; row < end; ++row) BackwardRow<T, false>(back, groups, row, clip, nullptr);
     });
     return;
   }
@@ -451,25 +478,28 @@ void BackwardAll(const QkvBackwardArgs& back, ThreadPool& pool) {
     const int64_t last = first + chunk < args.rows ? first + chunk : args.rows;
     ParallelRows(pool, last - first, groups.row_size, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        RowUnits<T>(back, groups, first + i, units + i * groups.units);
-        if (!has_gains) BackwardRow<T>(back, groups, first + i, units + i * groups.units);
+        RowUnits<T>(back, groups, first + i, clip, units + i * groups.units);
+        if (has_gains) continue;
+        BackwardRow<T, true>(back, groups, first + i, clip, units + i * groups.units);
       }
     });
     if (!has_gains) continue;
     ParallelParts(pool, (last - first) * groups.row_size, [&](int part, int parts) {
-      GainColumns<T>(back, groups, first, last, units, part, parts);
+      GainColumns<T>(back, groups, first, last, clip, units, part, parts);
     });
     ParallelRows(pool, last - first, groups.row_size, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        BackwardRow<T>(back, groups, first + i, units + i * groups.units);
+        BackwardRow<T, true>(back, groups, first + i, clip, units + i * groups.units);
       }
     });
   }
 }
 
 void Backward(const QkvBackwardArgs& back, ThreadPool& pool) {
-  back.forward.dtype == DType::kBf16 ? BackwardAll<bf16>(back, pool)
-                                     : BackwardAll<float>(back, pool);
+  WithClip(back.forward, [&](const auto& clip) {
+    back.forward.dtype == DType::kBf16 ? BackwardAll<bf16>(back, clip, pool)
+                                       : BackwardAll<float>(back, clip, pool);
+  });
 }
 
 }  // namespace

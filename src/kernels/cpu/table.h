@@ -59,8 +59,6 @@ struct KernelTable {
   void (*add_scaled)(float, const float*, float*, int64_t n, ThreadPool&);
   void (*blend)(float, const float*, float, float*, int64_t n, ThreadPool&);
   void (*add_activation)(const void*, void*, int64_t n, DType, ThreadPool&);
-  void (*column_sum)(const void*, int64_t rows, int64_t cols, int64_t ld, DType, float*,
-                     ThreadPool&);
   void (*dropout)(const void*, void*, int64_t n, DType, float p, const RngKey&, int64_t first_index,
                   ThreadPool&);
 };
