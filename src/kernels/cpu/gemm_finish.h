@@ -12,41 +12,52 @@ constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 constexpr int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t Larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-template <GemmEpilogue kEpilogue>
-TESSERA_INLINE F32 ApplyEpilogue(F32 x) {
+template <GemmEpilogue kEpilogue, class V>
+TESSERA_INLINE V ApplyEpilogue(V x) {
   if constexpr (kEpilogue == GemmEpilogue::kGeluTanh) return GeluTanh(x);
-  if constexpr (kEpilogue == GemmEpilogue::kGeluErf) return GeluErf(x);
-  if constexpr (kEpilogue == GemmEpilogue::kReluSquared) return ReluSquared(x);
-  return x;
+  else if constexpr (kEpilogue == GemmEpilogue::kGeluErf) return GeluErf(x);
+  else if constexpr (kEpilogue == GemmEpilogue::kReluSquared) return ReluSquared(x);
+  else return x;
+}
+
+// One vector of columns, `count` of them, of rows [i, i + N).
+template <GemmEpilogue kEpilogue, int N, class Out>
+TESSERA_INLINE void FinishRows(const float* tile, int64_t ld, const float* bias, int64_t count,
+                               Out* before, Out* c, int64_t ldc) {
+  Many<N> x;
+  Each<N>(TESSERA_EACH(r) { x.v[r] = Load(tile + r * ld); });
+  if (bias != nullptr) x = x + (count < kLanes ? LoadPartial(bias, count) : Load(bias));
+  const auto store = [&](Out* to) TESSERA_INLINE_LAMBDA {
+    Each<N>(TESSERA_EACH(r) {
+      if (count < kLanes) StorePartial(to + r * ldc, x.v[r], count);
+      else Store(to + r * ldc, x.v[r]);
+    });
+  };
+  if (before != nullptr) store(before);
+  x = ApplyEpilogue<kEpilogue>(x);
+  store(c);
 }
 
 template <GemmEpilogue kEpilogue, class Out>
 void FinishTileAs(const GemmArgs& args, const float* tile, int64_t ld, int64_t row, int64_t rows,
                   int64_t col, int64_t cols) {
-  Out* c = static_cast<Out*>(args.c) + row * args.ldc + col;
-  Out* before = args.pre_activation == nullptr
-                    ? nullptr
-                    : static_cast<Out*>(args.pre_activation) + row * args.ldc + col;
-  const float* bias = args.bias == nullptr ? nullptr : args.bias + col;
+  constexpr int kTogether = 4;  // rows computed as one (many.h)
+  const int64_t ldc = args.ldc;
   for (int64_t first = 0; first < cols; first += kLanes) {
-    const int64_t count = cols - first;
-    if (count >= kLanes) {
-      const F32 b = bias == nullptr ? Zero() : Load(bias + first);
-      for (int64_t i = 0; i < rows; ++i) {
-        F32 x = Load(tile + i * ld + first);
-        if (bias != nullptr) x = x + b;
-        if (before != nullptr) Store(before + i * args.ldc + first, x);
-        Store(c + i * args.ldc + first, ApplyEpilogue<kEpilogue>(x));
-      }
-    } else {
-      const F32 b = bias == nullptr ? Zero() : LoadPartial(bias + first, count);
-      for (int64_t i = 0; i < rows; ++i) {
-        F32 x = Load(tile + i * ld + first);
-        if (bias != nullptr) x = x + b;
-        if (before != nullptr) StorePartial(before + i * args.ldc + first, x, count);
-        StorePartial(c + i * args.ldc + first, ApplyEpilogue<kEpilogue>(x), count);
-      }
-    }
+    const int64_t count = cols - first, at = row * ldc + col + first;
+    const float* bias = args.bias == nullptr ? nullptr : args.bias + col + first;
+    Out* before =
+        args.pre_activation == nullptr ? nullptr : static_cast<Out*>(args.pre_activation) + at;
+    Out* c = static_cast<Out*>(args.c) + at;
+    int64_t i = 0;
+    const auto finish = [&](auto part) TESSERA_INLINE_LAMBDA {
+      FinishRows<kEpilogue, part.kCount>(tile + i * ld + first, ld, bias, count,
+                                         before == nullptr ? nullptr : before + i * ldc,
+                                         c + i * ldc, ldc);
+      i += part.kCount;
+    };
+    while (i + kTogether <= rows) finish(Several<kTogether>{});
+    while (i < rows) finish(Several<1>{});
   }
 }
 
