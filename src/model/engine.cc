@@ -566,10 +566,14 @@ void Engine::SetProfile(OpProfile* profile) {
   s.slots.working = slot(kProfileOptimizer, "bf16 weights", OpClass::kOther);
   // Gradients and states come from memory once a step, in pieces of any size.
   constexpr double kFromMemory = 1e12;
-  profile->AddMoves(s.slots.clear, {{1, kFromMemory, true}});
-  for (const OpProfile::Slot once : {s.slots.merge, s.slots.norm, s.slots.update, s.slots.working}) {
-    profile->AddMoves(once, {{1, kFromMemory}});
-  }
+  using Way = OpMove::Way;
+  profile->AddMoves(s.slots.clear, {{1, kFromMemory, Way::kFresh}});
+  profile->AddMoves(s.slots.norm, {{1, kFromMemory}});
+  profile->AddMoves(s.slots.merge, {{2, kFromMemory}, {1, kFromMemory, Way::kInPlace}});
+  const bool lion = s.plan.options.optimizer == UpdateRule::kLion;
+  profile->AddMoves(s.slots.update, {{lion ? 3.0 : 4.0, kFromMemory},
+                                     {lion ? 2.0 : 3.0, kFromMemory, Way::kInPlace}});
+  profile->AddMoves(s.slots.working, {{4, kFromMemory}, {2, kFromMemory, Way::kFresh}});
   s.slots.pass = slot("forward and backward", "", OpClass::kPhase);
 }
 

@@ -153,19 +153,19 @@ std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<double>
   };
   std::vector<OpMove> moves;
   double counted = 0;
-  const auto add = [&](BufferId id, bool fresh) {
-    moves.push_back({Dbl(buffer(id).bytes), distance(id), fresh});
+  const auto add = [&](BufferId id, OpMove::Way way) {
+    moves.push_back({Dbl(buffer(id).bytes), distance(id), way});
     counted += moves.back().bytes;
   };
   for (const BufferId id : {op.x, op.x2, op.dy}) {
-    if (id != kNone) add(id, false);
+    if (id != kNone) add(id, OpMove::Way::kRead);
   }
   for (const BufferId id : {op.y, op.y2}) {
     if (id == kNone) continue;
     const bool adds = op.accumulate || (op.kind == OpKind::kEmbedding && op.second && id == op.y);
     const bool over = id == op.x || id == op.x2 || id == op.dy;
-    if (adds) add(id, false);
-    add(id, !adds && !over);
+    if (adds) add(id, OpMove::Way::kRead);
+    add(id, adds || over ? OpMove::Way::kInPlace : OpMove::Way::kFresh);
   }
   // Rows of tables and their gradients.
   constexpr double kFromMemory = 1e12;
@@ -190,7 +190,11 @@ void Executor::SetProfile(OpProfile* profile) {
     const OpForms& forms = forms_[i];
     if (op.kind == OpKind::kLoss) {
       const double chunks = Dbl(program_.tokens) / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
-      profile->AddMoves(forms.slot[1], {{forms.work[1].bytes, forms.work[0].bytes / chunks}});
+      // The gradient takes the logits' place.
+      const double logits = Dbl(program_.tokens * op.width_out) * 4, before = forms.work[0].bytes / chunks;
+      profile->AddMoves(forms.slot[1],
+                        {{logits, before},
+                         {forms.work[1].bytes - logits, before, OpMove::Way::kInPlace}});
     } else if (op.flops == 0) {
       profile->AddMoves(forms.slot[0], MovesOf(i, traffic));
     }

@@ -29,7 +29,11 @@ struct OpMove {
   double bytes = 0;
   double distance = 0;  // bytes that the step touches from the part's last use to this one: a cache
                         // of that size would still hold it
-  bool fresh = false;   // written to lines that the op does not read
+  enum class Way {
+    kRead,
+    kInPlace,  // written back to lines that the op reads
+    kFresh,    // written to lines that the op does not read
+  } way = Way::kRead;
 };
 
 enum class OpClass {
@@ -130,15 +134,16 @@ struct OpLimits {
     double bytes = 0;       // of the arrays that were moved
     double gbps = 0;        // read and written
   };
-  // By growing size, as small arrays stay in caches: an array updated from another, where every line
-  // written was read; and an array copied to another, where memory also fetches the lines written.
-  std::vector<Bandwidth> bandwidth, copy_bandwidth;
+  // By growing size, as small arrays stay in caches: an array read; an array updated from another,
+  // where every line written was read; and an array copied to another, where memory also fetches the
+  // lines written.
+  std::vector<Bandwidth> read_bandwidth, update_bandwidth, copy_bandwidth;
   double region_us = 0;              // an empty parallel region: what an op without work costs
   double record_us = 0;              // what counting one call costs
   // Bandwidth for calls that move this much, between the sizes measured.
   static double GbpsAt(const std::vector<Bandwidth>& measured, double bytes);
-  // The least time of a part's move: what the op reads, and writes over what it read, at the rate of
-  // an update; what it writes fresh at what a copy costs beyond its reading.
+  // The least time of a part's move: what the op reads at the best rate of reading; what it writes over
+  // that at what an update costs beyond its reading, and what it writes fresh at what a copy does.
   double MoveSeconds(const OpMove& move) const;
 };
 // About a second. `gflops` is the caller's best product.

@@ -112,15 +112,20 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   OpLimits limits;
   limits.gflops = 100;
   limits.vector_gops = 50;
-  limits.bandwidth = {{1e6, 100}, {1e8, 10}};
+  using Way = OpMove::Way;
+  limits.read_bandwidth = {{1e6, 100}, {1e8, 10}};
+  limits.update_bandwidth = {{1e6, 120}, {1e8, 12}};
   limits.copy_bandwidth = {{1e6, 50}, {1e8, 5}};
-  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1), 100);
-  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.bandwidth, 1e12), 10);
-  EXPECT_NEAR(OpLimits::GbpsAt(limits.bandwidth, 1e7), 55, 1e-9);  // halfway on the logarithmic axis
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.read_bandwidth, 1), 100);
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.read_bandwidth, 1e12), 10);
+  // Halfway on the logarithmic axis.
+  EXPECT_NEAR(OpLimits::GbpsAt(limits.read_bandwidth, 1e7), 55, 1e-9);
   EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8}), 0.2, 1e-12);
   EXPECT_NEAR(limits.MoveSeconds({2e9, 1e6}), 0.02, 1e-12);
   // A copy of 2 GB takes 0.4 s, of which reading the half is 0.1.
-  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, true}), 0.3, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, Way::kFresh}), 0.3, 1e-12);
+  // An update of 3 GB takes 0.25 s, of which reading two is 0.2.
+  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, Way::kInPlace}), 0.05, 1e-12);
   // Of an op's bytes one part in four is in the cache.
   const auto mixed = profile.AddSlot("mixed", "d", OpClass::kOther);
   profile.AddMoves(mixed, {{30, 1e8}, {10, 1e6}});
@@ -143,9 +148,11 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
 TEST(Profile, MeasuresLimits) {
   ThreadPool pool(1);
   const OpLimits limits = MeasureOpLimits(100, pool);
-  ASSERT_GE(limits.bandwidth.size(), 4u);
-  ASSERT_EQ(limits.copy_bandwidth.size(), limits.bandwidth.size());
-  for (const OpLimits::Bandwidth& one : limits.bandwidth) EXPECT_GT(one.gbps, 0);
+  ASSERT_GE(limits.update_bandwidth.size(), 4u);
+  ASSERT_EQ(limits.copy_bandwidth.size(), limits.update_bandwidth.size());
+  ASSERT_EQ(limits.read_bandwidth.size(), limits.update_bandwidth.size());
+  for (const OpLimits::Bandwidth& one : limits.read_bandwidth) EXPECT_GT(one.gbps, 0);
+  for (const OpLimits::Bandwidth& one : limits.update_bandwidth) EXPECT_GT(one.gbps, 0);
   for (const OpLimits::Bandwidth& one : limits.copy_bandwidth) EXPECT_GT(one.gbps, 0);
   EXPECT_GT(limits.region_us, 0);
   EXPECT_GT(limits.record_us, 0);
