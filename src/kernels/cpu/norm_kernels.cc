@@ -96,6 +96,12 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     rstd[r] = Set(args.rstd[row + r]);
     float sums[2] = {0, 0};  // of q xh and, for LayerNorm, of q
     Reduce<2>(width, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+      constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
+      if (i % kLine == 0) {  // the next rows, and where this one's gradient goes
+        __builtin_prefetch(x + (kRows + r) * width + i);
+        __builtin_prefetch(dy + (kRows + r) * width + i);
+        __builtin_prefetch(dx + r * width + i);
+      }
       F32 q = Load(dy + r * width + i, part);
       if (gain != nullptr) q = q * Load(gain + i, part);
       const F32 xh = (Load(x + r * width + i, part, mean[r]) - mean[r]) * rstd[r];
