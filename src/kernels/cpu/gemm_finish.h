@@ -41,7 +41,7 @@ TESSERA_INLINE void FinishRows(const float* tile, int64_t ld, const float* bias,
 template <GemmEpilogue kEpilogue, class Out>
 void FinishTileAs(const GemmArgs& args, const float* tile, int64_t ld, int64_t row, int64_t rows,
                   int64_t col, int64_t cols) {
-  constexpr int kTogether = 4;  // rows computed as one (many.h)
+  constexpr int kTogether = 2;  // rows computed as one (many.h): a divisor of a whole tile's
   const int64_t ldc = args.ldc;
   for (int64_t first = 0; first < cols; first += kLanes) {
     const int64_t count = cols - first, at = row * ldc + col + first;
