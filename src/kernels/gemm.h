@@ -41,8 +41,8 @@ struct GemmArgs {
   const float* bias = nullptr;    // [n], added to every row
   GemmEpilogue epilogue = GemmEpilogue::kNone;
   void* pre_activation = nullptr;  // [m, n] like C: the value before the epilogue, or null
-  // [m]: each row of op(A) is added up into it, one fp32 chain over k from what stands there; or null.
-  // Not in a batch, nor with `symmetric`.
+  // [m]: each row of op(A) is added up into it, one fp32 chain over k from what stands there (bias
+  // gradients); or null. Not with `symmetric`.
   float* row_sums = nullptr;
   Compute compute = Compute::kF32;
   bool exact_chain = true;        // false allows faster orders of summation when m <= 4

@@ -191,7 +191,8 @@ void Executor::SetProfile(OpProfile* profile) {
     if (op.kind == OpKind::kLoss) {
       const double chunks = Dbl(program_.tokens) / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
       // The gradient takes the logits' place.
-      const double logits = Dbl(program_.tokens * op.width_out) * 4, before = forms.work[0].bytes / chunks;
+      const double logits = Dbl(program_.tokens * op.width_out) * 4;
+      const double before = forms.work[0].bytes / chunks;
       profile->AddMoves(forms.slot[1],
                         {{logits, before},
                          {forms.work[1].bytes - logits, before, OpMove::Way::kInPlace}});

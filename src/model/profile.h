@@ -142,8 +142,8 @@ struct OpLimits {
   double record_us = 0;              // what counting one call costs
   // Bandwidth for calls that move this much, between the sizes measured.
   static double GbpsAt(const std::vector<Bandwidth>& measured, double bytes);
-  // The least time of a part's move: what the op reads at the best rate of reading; what it writes over
-  // that at what an update costs beyond its reading, and what it writes fresh at what a copy does.
+  // The least time of a part's move: what the op reads at the best rate of reading; what it writes
+  // over that at what an update costs beyond its reading, and what it writes fresh at what a copy does.
   double MoveSeconds(const OpMove& move) const;
 };
 // About a second. `gflops` is the caller's best product.

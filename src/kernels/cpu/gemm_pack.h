@@ -257,7 +257,7 @@ TESSERA_INLINE void AddSlivers(const uint32_t* slivers, int64_t width, int64_t w
   });
   for (int64_t at = 0; at < words; at += width) {
     Each<N>(TESSERA_EACH(s) {
-      // The words past `width` are the next step's, or past the last one's: whatever they add is dropped.
+      // What the words past `width` add (the next step's, or past the last one) is dropped.
       const U32 step = LoadWords(slivers + s * words + at);
       if constexpr (kWord == Word::kPair) {
         acc.v[s] = acc.v[s] + FromBits(step << 16);

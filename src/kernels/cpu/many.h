@@ -1,6 +1,7 @@
-// Several vectors computed as one. A polynomial is one chain of dependent instructions, and a core holds
-// too few of those that wait (64 of a Zen 3) to find the next vector's chain behind this one's;
-// written step by step over N vectors, N chains advance together. Each element's result is that of F32.
+// Several vectors computed as one. A polynomial is one chain of dependent instructions, and a core
+// holds too few of those that wait (64 of a Zen 3) to find the next vector's chain behind this one's;
+// written step by step over N vectors, N chains advance together. Each element's result is that of
+// F32.
 #pragma once
 
 #include "kernels/cpu/simd.h"

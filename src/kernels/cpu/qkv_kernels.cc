@@ -70,7 +70,8 @@ struct Half {
 };
 
 // Turns the pairs of one head by theta (kBack: by -theta): load(i, part) gives the values to turn,
-// store(i, part, v, Half) takes the results; both members of a pair are loaded before either is stored.
+// store(i, part, v, Half) takes the results; both members of a pair are loaded before either is
+// stored.
 template <bool kBack, class LoadFn, class StoreFn>
 TESSERA_INLINE void ForTurned(const Rotary& rotary, int64_t head_size, LoadFn&& load,
                               StoreFn&& store) {
@@ -466,7 +467,9 @@ void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
   groups.group[1].dbias = back.dk_bias;
   if (args.norm == QkNorm::kNone) {
     ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) BackwardRow<T, false>(back, groups, row, clip, nullptr);
+      for (int64_t row = begin; row < end; ++row) {
+        BackwardRow<T, false>(back, groups, row, clip, nullptr);
+      }
     });
     return;
   }
