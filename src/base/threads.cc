@@ -74,6 +74,9 @@ ThreadPool::ThreadPool(int num_threads)
       if (CPU_ISSET(core, &mask)) cores.push_back(core);
     }
   }
+  // The calling thread is not pinned, but a worker should not be put where it runs now.
+  const auto here = std::find(cores.begin(), cores.end(), sched_getcpu());
+  if (here != cores.end()) std::rotate(cores.begin(), here, cores.end());
   // Pinning helps only where each thread has a core of its own.
   const bool pin = static_cast<int>(cores.size()) == num_threads_ && num_threads_ > 1;
   for (int thread = 1; thread < num_threads_; ++thread) {

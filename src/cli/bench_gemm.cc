@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "base/json.h"
+#include "base/median.h"
 #include "base/threads.h"
 #include "base/time.h"
 #include "cli/commands.h"
-#include "cli/median.h"
 #include "kernels/cpu/table.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"

@@ -12,11 +12,11 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "base/median.h"
 #include "base/strings.h"
 #include "base/threads.h"
 #include "base/time.h"
 #include "cli/commands.h"
-#include "cli/median.h"
 #include "tokenizer/bpe_trainer.h"
 #include "tokenizer/tokenizer.h"
 

@@ -12,11 +12,11 @@
 #include "base/cpu_info.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/median.h"
 #include "base/rng.h"
 #include "base/strings.h"
 #include "base/threads.h"
 #include "cli/commands.h"
-#include "cli/median.h"
 #include "cli/product_limit.h"
 #include "kernels/gemm.h"
 #include "kernels/isa.h"
@@ -83,8 +83,10 @@ Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
 // Training steps over one batch of random tokens, and the rate of the best product around them.
 class Steps {
  public:
-  Steps(const Plan& plan, Engine& engine, ProductLimit& limit, ThreadPool& pool)
-      : plan_(plan), engine_(engine), limit_(limit), pool_(pool) {
+  // `op_limits` is null where ops are not held against theirs.
+  Steps(const Plan& plan, Engine& engine, ProductLimit& limit, OpLimitsMeter* op_limits,
+        ThreadPool& pool)
+      : plan_(plan), engine_(engine), limit_(limit), op_limits_(op_limits), pool_(pool) {
     const size_t count = static_cast<size_t>(tokens_per_step());
     const uint32_t vocab = static_cast<uint32_t>(plan.config.vocab_size);
     const RngKey key{2, RngPurpose::kCalibration, 0};
@@ -116,12 +118,20 @@ class Steps {
                          static_cast<double>(tokens_per_step() * count);
     paired_.push_back(flops * 1e-9 / sum / (0.5 * (last_limit_ + next)));
     last_limit_ = next;
+    unmeasured_seconds_ += sum;
+    if (unmeasured_seconds_ >= kLimitsEvery) MeasureOpLimits();
     return sum;
+  }
+
+  void MeasureOpLimits() {
+    if (op_limits_ != nullptr) op_limits_->Measure();
+    unmeasured_seconds_ = 0;
   }
 
   const std::vector<double>& seconds() const { return seconds_; }  // of each step
   const std::vector<double>& paired() const { return paired_; }    // fraction of each measurement
   double loss() const { return loss_; }
+  double seconds_unmeasured() const { return unmeasured_seconds_; }  // of steps since MeasureOpLimits
 
  private:
   double RunStep() {
@@ -140,10 +150,13 @@ class Steps {
   const Plan& plan_;
   Engine& engine_;
   ProductLimit& limit_;
+  OpLimitsMeter* op_limits_;
   ThreadPool& pool_;
   std::vector<int32_t> tokens_, targets_;
   std::vector<double> seconds_, paired_;
   double last_limit_ = 0, loss_ = 0;
+  static constexpr double kLimitsEvery = 3;  // seconds of steps
+  double unmeasured_seconds_ = 0;
   int64_t step_ = 0;
 };
 
@@ -182,12 +195,14 @@ Status Run(const Options& o) {
   const int64_t rss_before = ResidentBytes();
   TESSERA_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Create(plan, pool));
   engine->InitializeWeights(1);
-  Steps steps(plan, *engine, limit, pool);
+  OpLimitsMeter op_limits(pool);
+  Steps steps(plan, *engine, limit, o.profile ? &op_limits : nullptr, pool);
   constexpr int64_t kTraceEvents = int64_t{1} << 18;
   OpProfile profile(o.trace.empty() ? 0 : kTraceEvents);
   if (o.profile || !o.trace.empty()) engine->SetProfile(&profile);
   steps.WarmUp();
   profile.Reset();
+  steps.MeasureOpLimits();
   if (o.turns) {
     TESSERA_TRY(TakeTurns(&steps));
   } else {
@@ -202,9 +217,10 @@ Status Run(const Options& o) {
   const int64_t rss = ResidentBytes();
   Json profile_json;
   if (o.profile) {
+    if (steps.seconds_unmeasured() > 0) steps.MeasureOpLimits();
     double sum = 0;
     for (const double one : seconds) sum += one;
-    profile_json = ProfileToJson(profile, MeasureOpLimits(limit.best_gflops(), pool),
+    profile_json = ProfileToJson(profile, op_limits.Limits(limit.best_gflops()),
                                  static_cast<int64_t>(seconds.size()),
                                  sum / static_cast<double>(seconds.size()));
   }

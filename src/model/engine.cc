@@ -569,7 +569,10 @@ void Engine::SetProfile(OpProfile* profile) {
   using Way = OpMove::Way;
   profile->AddMoves(s.slots.clear, {{1, kFromMemory, Way::kFresh}});
   profile->AddMoves(s.slots.norm, {{1, kFromMemory}});
-  profile->AddMoves(s.slots.merge, {{2, kFromMemory}, {1, kFromMemory, Way::kInPlace}});
+  const double row_bytes = 4 * Impl::Dbl(s.plan.config.d_model);
+  profile->AddMoves(s.slots.merge, {{1, kFromMemory},
+                                    {1, kFromMemory, Way::kRead, 0, row_bytes},
+                                    {1, kFromMemory, Way::kInPlace, 0, row_bytes}});
   const bool lion = s.plan.options.optimizer == UpdateRule::kLion;
   profile->AddMoves(s.slots.update, {{lion ? 3.0 : 4.0, kFromMemory},
                                      {lion ? 2.0 : 3.0, kFromMemory, Way::kInPlace}});

@@ -116,8 +116,8 @@ class Executor {
                ThreadPool& pool);
   static bool CountsParts(OpKind kind);
   OpForms FormsOf(const Op& op, OpProfile* profile) const;
-  // What the element-wise op at `position` moves. `traffic` holds the bytes of all ops.
-  std::vector<OpMove> MovesOf(size_t position, const std::vector<double>& traffic) const;
+  // What the element-wise op at `position` moves. `work` is that of all ops.
+  std::vector<OpMove> MovesOf(size_t position, const std::vector<OpWork>& work) const;
   // Runs fn as the `portion` of a part's work.
   template <class Fn>
   void Timed(const OpForms* forms, size_t part, double portion, Fn&& fn) {

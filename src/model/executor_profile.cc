@@ -4,21 +4,22 @@
 
 #include <algorithm>
 
+#include "kernels/isa.h"
 #include "model/executor.h"
 
 namespace tessera {
 
 namespace {
 
-// Vector operations an element, from the formulas: additions, products, fused ones and conversions
-// count one, an exponential 10 (reduction of the range, a polynomial of degree 5, scaling), a
+// Vector operations an element, from the formulas: additions, products and fused ones count one, an
+// exponential 10 (reduction of the range, a polynomial of degree 5, scaling), a
 // division or square root 16. They bound ops whose operands lie in a cache.
 constexpr double kExp = 10, kDivide = 16;
 constexpr double kGelu = kExp + kDivide + 8;           // x sigmoid(2u), u = x (a + b x^2)
 constexpr double kGeluBackward = kExp + kDivide + 14;  // and its derivative
 constexpr double kSiluGate = kExp + kDivide + 4;
 constexpr double kReluSquared = 3;
-constexpr double kNormForward = 8;    // sum, squares, centre, scale, gain, bias, conversions
+constexpr double kNormForward = 6;    // sum; centre, square; centre, scale, gain with bias
 constexpr double kNormBackward = 14;  // two sums over the row, dx, gain and bias gradients
 constexpr double kLossRow = kExp + 5;  // the largest, exp of the distance to it, its sum, the gradient
 // tanh as a quotient of polynomials, the cap's derivative.
@@ -26,6 +27,14 @@ constexpr double kSoftcap = kDivide + 17;
 constexpr double kRotate = 4;
 
 double Dbl(int64_t value) { return static_cast<double>(value); }
+
+// What bf16 adds an element for its loads and stores: widening is two integer operations, rounding one
+// instruction where the processor has it and else eight, of which two keep NaN.
+double Conversions(DType dtype, double loads, double stores) {
+  if (dtype != DType::kBf16) return 0;
+  const bool rounds = kernels::ActiveIsa() == kernels::Isa::kAvx512Bf16;
+  return 2 * loads + (rounds ? 1 : 8) * stores;
+}
 
 std::string Form(int64_t m, int64_t n, int64_t k) { return fmt::format("{} x {} x {}", m, n, k); }
 std::string Form(int64_t rows, int64_t width) { return fmt::format("{} x {}", rows, width); }
@@ -63,12 +72,17 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
     case OpKind::kNormBackward:
       slot(0, Form(rows, config.d_model), OpClass::kOther);
       forms.work[0].vector_ops =
-          r * Dbl(config.d_model) * (op.kind == OpKind::kNorm ? kNormForward : kNormBackward);
+          r * Dbl(config.d_model) *
+          (op.kind == OpKind::kNorm
+               ? kNormForward + (op.x2 == kNone ? Conversions(dtype_, 1, 1) : Conversions(dtype_, 2, 2))
+               : kNormBackward + Conversions(dtype_, op.accumulate ? 3 : 2, 1));
       break;
     case OpKind::kQkv:
     case OpKind::kQkvBackward:
       slot(0, Form(rows, config.qkv_width()), OpClass::kOther);
-      forms.work[0].vector_ops = r * Dbl(config.qkv_width()) * kRotate;
+      forms.work[0].vector_ops =
+          r * Dbl(config.q_width() + config.kv_width()) *
+          (kRotate + Conversions(dtype_, op.kind == OpKind::kQkv ? 1 : 2, 1));
       break;
     case OpKind::kActivation:
     case OpKind::kActivationBackward: {
@@ -79,6 +93,8 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
           config.activation == kernels::Activation::kRelu) {
         each = kReluSquared;
       }
+      const double inputs = (config.gated_ffn ? 2 : 1) + (backward ? 1 : 0);
+      each += Conversions(dtype_, inputs, config.gated_ffn && backward ? 2 : 1);
       forms.work[0].vector_ops = r * Dbl(config.ffn_dim()) * each;
       break;
     }
@@ -116,7 +132,8 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
       forms.work[0] = {product, r * in * element + chunks * in * out * weight_element() + 4 * r * out, 0};
       slot(1, "loss " + Form(chunk, op.width_out), OpClass::kOther);
       forms.work[1] = {0, r * out * (backward ? 4 + element : 4),
-                       r * out * (kLossRow + (config.logit_softcap > 0 ? kSoftcap : 0))};
+                       r * out * (kLossRow + (config.logit_softcap > 0 ? kSoftcap : 0) +
+                                  (backward ? Conversions(dtype_, 0, 1) : 0))};
       if (backward) {
         slot(2, "dx " + Form(chunk, op.width_in, op.width_out), OpClass::kProduct);
         slot(3, "dw " + Form(op.width_out, op.width_in, chunk), OpClass::kProduct);
@@ -130,31 +147,36 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
   return forms;
 }
 
-std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<double>& traffic) const {
+std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<OpWork>& work) const {
   const Op& op = program_.ops[position];
   const auto buffer = [this](BufferId id) -> const Buffer& {
     return program_.buffers[static_cast<size_t>(id)];
   };
-  // Since the op before that used the same memory, whatever lay there.
-  const auto distance = [&](BufferId id) {
+  // What happened since the op before that used the same memory, whatever lay there. Both go through it
+  // in about the same order: of each about half comes between the two uses.
+  const auto move_of = [&](BufferId id, OpMove::Way way) {
     const Buffer& mine = buffer(id);
-    double touched = traffic[position];
-    for (size_t i = position; i-- > 0; touched += traffic[i]) {
+    OpMove move = {Dbl(mine.bytes), work[position].bytes / 2, way, work[position].flops / 2};
+    for (size_t back = 1; back < work.size(); ++back) {  // into the pass before
+      const size_t i = (position + work.size() - back) % work.size();
       const Op& other = program_.ops[i];
+      bool uses = false;
       for (const BufferId used : {other.x, other.x2, other.dy, other.y, other.y2}) {
         if (used == kNone) continue;
         const Buffer& theirs = buffer(used);
-        if (theirs.offset < mine.offset + mine.bytes && mine.offset < theirs.offset + theirs.bytes) {
-          return touched;
-        }
+        uses = uses || (theirs.offset < mine.offset + mine.bytes &&
+                        mine.offset < theirs.offset + theirs.bytes);
       }
+      move.distance += work[i].bytes * (uses ? 0.5 : 1);
+      move.flops += work[i].flops * (uses ? 0.5 : 1);
+      if (uses) break;
     }
-    return touched;  // of another pass, a program ago at most
+    return move;
   };
   std::vector<OpMove> moves;
   double counted = 0;
   const auto add = [&](BufferId id, OpMove::Way way) {
-    moves.push_back({Dbl(buffer(id).bytes), distance(id), way});
+    moves.push_back(move_of(id, way));
     counted += moves.back().bytes;
   };
   for (const BufferId id : {op.x, op.x2, op.dy}) {
@@ -167,9 +189,23 @@ std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<double>
     if (adds) add(id, OpMove::Way::kRead);
     add(id, adds || over ? OpMove::Way::kInPlace : OpMove::Way::kFresh);
   }
-  // Rows of tables and their gradients.
+  // Rows of tables, and of their gradients, which are added to.
   constexpr double kFromMemory = 1e12;
-  if (op.bytes > counted) moves.push_back({op.bytes - counted, kFromMemory});
+  const double rest = op.bytes - counted;
+  if (rest <= 0) return moves;
+  const double row = Dbl(plan_.config.d_model), rows = Dbl(program_.tokens);
+  const bool backward = op.kind == OpKind::kEmbeddingBackward;
+  const double read = backward ? rest / 2 : rest;
+  const double row_bytes = row * (backward ? 4 : static_cast<double>(DTypeBytes(dtype_)));
+  OpMove table = {std::min(read, rows * row_bytes), kFromMemory};
+  table.row_bytes = row_bytes;
+  const double positions = read - table.bytes;
+  moves.push_back(table);
+  moves.push_back({positions, kFromMemory});
+  if (!backward) return moves;
+  table.way = OpMove::Way::kInPlace;
+  moves.push_back(table);
+  moves.push_back({positions, kFromMemory, OpMove::Way::kInPlace});
   return moves;
 }
 
@@ -178,12 +214,15 @@ void Executor::SetProfile(OpProfile* profile) {
   forms_.clear();
   if (profile == nullptr) return;
   forms_.reserve(program_.ops.size());
-  std::vector<double> traffic;
+  std::vector<OpWork> work;  // of each op, its parts together
   for (const Op& op : program_.ops) {
     forms_.push_back(FormsOf(op, profile));
-    double bytes = 0;
-    for (const OpWork& work : forms_.back().work) bytes += work.bytes;
-    traffic.push_back(bytes);
+    OpWork sum;
+    for (const OpWork& part : forms_.back().work) {
+      sum.flops += part.flops;
+      sum.bytes += part.bytes;
+    }
+    work.push_back(sum);
   }
   for (size_t i = 0; i < program_.ops.size(); ++i) {
     const Op& op = program_.ops[i];
@@ -192,12 +231,14 @@ void Executor::SetProfile(OpProfile* profile) {
       const double chunks = Dbl(program_.tokens) / Dbl(std::max<int64_t>(program_.loss_chunk, 1));
       // The gradient takes the logits' place.
       const double logits = Dbl(program_.tokens * op.width_out) * 4;
-      const double before = forms.work[0].bytes / chunks;
-      profile->AddMoves(forms.slot[1],
-                        {{logits, before},
-                         {forms.work[1].bytes - logits, before, OpMove::Way::kInPlace}});
+      const double distance = (forms.work[0].bytes + logits) / chunks / 2;
+      const double flops = forms.work[0].flops / chunks / 2;
+      profile->AddMoves(
+          forms.slot[1],
+          {{logits, distance, OpMove::Way::kRead, flops},
+           {forms.work[1].bytes - logits, distance, OpMove::Way::kInPlace, flops}});
     } else if (op.flops == 0) {
-      profile->AddMoves(forms.slot[0], MovesOf(i, traffic));
+      profile->AddMoves(forms.slot[0], MovesOf(i, work));
     }
   }
 }

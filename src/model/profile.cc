@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/files.h"
+#include "base/median.h"
 #include "base/memory.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
@@ -122,17 +123,30 @@ double OpLimits::GbpsAt(const std::vector<Bandwidth>& measured, double bytes) {
 }
 
 double OpLimits::MoveSeconds(const OpMove& move) const {
-  const double update = GbpsAt(update_bandwidth, move.distance);
-  const double copy = GbpsAt(copy_bandwidth, move.distance);
-  // Two bytes of three that an update moves are read, and one of two of a copy.
-  const double fastest =
-      std::max({GbpsAt(read_bandwidth, move.distance), update * 2 / 3, copy / 2});
-  if (fastest <= 0) return 0;
-  const double read = 1 / fastest;
-  double each = read;
-  if (move.way == OpMove::Way::kInPlace) each = update > 0 ? 3 / update - 2 * read : read;
-  if (move.way == OpMove::Way::kFresh) each = copy > 0 ? 2 / copy - read : read;
-  return 1e-9 * move.bytes * each;
+  const auto at = [this, &move](const Rates& rate) {
+    double update = GbpsAt(rate.update, move.distance), copy = GbpsAt(rate.copy, move.distance);
+    // Half of what an update or a copy moves is read.
+    double fastest = std::max({GbpsAt(rate.read, move.distance), update / 2, copy / 2});
+    if (move.row_bytes > 0 && !row_read.empty()) {
+      update = std::min(update, GbpsAt(row_update, move.row_bytes));
+      fastest = std::min(fastest, std::max(GbpsAt(row_read, move.row_bytes), update / 2));
+    }
+    if (fastest <= 0) return 0.0;
+    const double read = 1 / fastest;
+    double each = read;
+    if (move.way == OpMove::Way::kInPlace) each = update > 0 ? 2 / update - read : read;
+    if (move.way == OpMove::Way::kFresh) each = copy > 0 ? 2 / copy - read : read;
+    return 1e-9 * move.bytes * each;
+  };
+  if (rates.empty()) return 0;
+  const double idle = gflops > 0 ? move.flops / (gflops * 1e9) : 0;
+  for (size_t i = 1; i < rates.size(); ++i) {
+    const Rates &sooner = rates[i - 1], &later = rates[i];
+    if (idle >= later.idle_seconds) continue;
+    const double part = (idle - sooner.idle_seconds) / (later.idle_seconds - sooner.idle_seconds);
+    return at(sooner) + part * (at(later) - at(sooner));
+  }
+  return at(rates.back());
 }
 
 namespace {
@@ -158,64 +172,157 @@ void ReadAll(const char* from, int64_t bytes, int64_t ahead) {
   for (const Words& sum : sums) sink = sink ^ sum[0] ^ sum[1];
 }
 
+// Writes every 16 bytes of them anew.
+void UpdateAll(char* at, int64_t bytes) {
+  typedef uint64_t Words __attribute__((vector_size(16)));
+  for (int64_t i = 0; i < bytes; i += static_cast<int64_t>(sizeof(Words))) {
+    Words words;
+    std::memcpy(&words, at + i, sizeof(words));
+    words += 1;
+    std::memcpy(at + i, &words, sizeof(words));
+  }
+}
+
 }  // namespace
 
-OpLimits MeasureOpLimits(double gflops, ThreadPool& pool) {
+void OpLimitsMeter::Measure() {
   OpLimits limits;
-  limits.gflops = gflops;
   // A multiply-add counts two FLOPs and is one vector instruction.
-  limits.vector_gops = kernels::PeakGflops(kernels::Compute::kF32, pool) / 2;
+  int64_t vector_calls = 0;
+  double vector_seconds = 0;  // of 10^9 operations each
+  const auto measure_vectors = [&] {
+    ++vector_calls;
+    vector_seconds += 2 / kernels::PeakGflops(kernels::Compute::kF32, pool_);
+  };
   constexpr int64_t kLargest = int64_t{256} << 20;  // beyond the last cache
-  Result<MemoryRegion> region = MemoryRegion::Allocate(kLargest, "measuring bandwidth", pool);
+  Result<MemoryRegion> region = MemoryRegion::Allocate(kLargest, "measuring bandwidth", pool_);
   if (!region.ok()) throw ErrorException(region.error());
   float* base = region->as<float>();
-  const auto measure = [](double moved, auto&& move) -> OpLimits::Bandwidth {
-    double best = 1e30, spent = 0;
-    for (int call = 0; call < 4 || (spent < 0.03 && call < 2000); ++call) {
+  const auto seconds_since = [](int64_t begin) {
+    return 1e-9 * static_cast<double>(OpProfile::Now() - begin);
+  };
+  std::vector<double> seconds;
+  // The median call of at least five that follow each other, or an idle time each.
+  const auto measure = [&](double moved, double idle, auto&& move) -> OpLimits::Bandwidth {
+    seconds.clear();
+    double spent = 0;
+    move();
+    while (seconds.size() < 5 || (idle <= 0 && spent < 0.02 && seconds.size() < 2000)) {
+      if (idle > 0) {
+        pool_.Run([&](int) {  // without touching memory, and awake
+          const int64_t begin = OpProfile::Now();
+          while (seconds_since(begin) < idle) {
+          }
+        });
+      }
       const int64_t begin = OpProfile::Now();
       move();
-      const double seconds = 1e-9 * static_cast<double>(OpProfile::Now() - begin);
-      best = std::min(best, seconds);
-      spent += seconds;
+      seconds.push_back(seconds_since(begin));
+      spent += seconds.back();
     }
-    return {moved, moved / best * 1e-9};
+    return {moved, moved / Median(seconds) * 1e-9};
   };
-  for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {
-    // y += a x over two arrays moves three.
-    const int64_t third = bytes / 12 / 16 * 16;
-    limits.update_bandwidth.push_back(measure(12.0 * static_cast<double>(third), [&] {
-      kernels::AddScaled(0.5f, base, base + third, third, pool);
-    }));
-    const auto read = [&](int64_t ahead) {
-      return measure(static_cast<double>(bytes), [&] {
-        pool.ParallelForGrain(bytes / 512, 32, [&](int64_t begin, int64_t end) {
-          ReadAll(reinterpret_cast<const char*>(base) + begin * 512, (end - begin) * 512, ahead);
+  for (const double idle : {0.0, 2e-3, 8e-3}) {
+    OpLimits::Rates rates;
+    rates.idle_seconds = idle;
+    for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {
+      measure_vectors();  // here and there, as a host may give both threads one core for a while
+      const int64_t count = bytes / 4;
+      rates.update.push_back(measure(8.0 * static_cast<double>(count), idle, [&] {
+        kernels::AddScaled(0.5f, base, base, count, pool_);
+      }));
+      const auto read = [&](int64_t ahead) {
+        return measure(static_cast<double>(bytes), idle, [&] {
+          pool_.ParallelForGrain(bytes / 512, 32, [&](int64_t begin, int64_t end) {
+            ReadAll(reinterpret_cast<const char*>(base) + begin * 512, (end - begin) * 512, ahead);
+          });
+        });
+      };
+      const OpLimits::Bandwidth plain = read(0), ahead = read(4096);
+      rates.read.push_back(plain.gbps > ahead.gbps ? plain : ahead);
+      const int64_t half = bytes / 8 / 16 * 16;
+      rates.copy.push_back(measure(8.0 * static_cast<double>(half), idle, [&] {
+        pool_.ParallelForGrain(half, 4096, [&](int64_t begin, int64_t end) {
+          std::copy(base + begin, base + end, base + half + begin);
+        });
+      }));
+    }
+    limits.rates.push_back(std::move(rates));
+  }
+  limits.vector_gops = static_cast<double>(vector_calls) / vector_seconds;
+  // Rows whose places follow from a hash, asked for some rows ahead as an embedding does; each is
+  // handed out again only after most others, as the step between places is odd.
+  for (int64_t row = 512; row <= 8192; row *= 2) {
+    constexpr int64_t kMoved = int64_t{8} << 20, kAhead = 4;
+    const int64_t places = kLargest / row;  // a power of two
+    int64_t first = 0;
+    const auto rows = [&](double moved, auto&& use) {
+      OpLimits::Bandwidth one = measure(moved, 0, [&] {
+        first += kMoved / row;
+        pool_.ParallelForGrain(kMoved / row, 16, [&](int64_t begin, int64_t end) {
+          const auto place = [&](int64_t i) {
+            const uint64_t hash = static_cast<uint64_t>(first + i) * 0x9E3779B97F4A7C15ull >> 24;
+            return base + static_cast<int64_t>(hash % static_cast<uint64_t>(places)) * (row / 4);
+          };
+          for (int64_t i = begin; i < end; ++i) {
+            const float* ahead = place(i + kAhead);
+            for (int64_t line = 0; line < row / 4; line += 16) __builtin_prefetch(ahead + line);
+            use(place(i));
+          }
         });
       });
+      one.bytes = static_cast<double>(row);
+      return one;
     };
-    const OpLimits::Bandwidth plain = read(0), ahead = read(4096);
-    limits.read_bandwidth.push_back(plain.gbps > ahead.gbps ? plain : ahead);
-    const int64_t half = bytes / 8 / 16 * 16;
-    limits.copy_bandwidth.push_back(measure(8.0 * static_cast<double>(half), [&] {
-      pool.ParallelForGrain(half, 4096, [&](int64_t begin, int64_t end) {
-        std::copy(base + begin, base + end, base + half + begin);
-      });
+    limits.row_read.push_back(rows(static_cast<double>(kMoved), [row](const float* from) {
+      ReadAll(reinterpret_cast<const char*>(from), row, 0);
+    }));
+    // A thread may meet another's row: the sums do not matter, only that each is written.
+    limits.row_update.push_back(rows(2.0 * static_cast<double>(kMoved), [row](float* to) {
+      UpdateAll(reinterpret_cast<char*>(to), row);
     }));
   }
   constexpr int kRegions = 20000;
   double best_region = 1e30;
   for (int round = 0; round < 5; ++round) {
     const int64_t begin = OpProfile::Now();
-    for (int i = 0; i < kRegions / 5; ++i) pool.Run([](int) {});
-    best_region = std::min(best_region, 1e-3 * static_cast<double>(OpProfile::Now() - begin) /
-                                            (kRegions / 5));
+    for (int i = 0; i < kRegions / 5; ++i) pool_.Run([](int) {});
+    best_region = std::min(best_region, 1e6 * seconds_since(begin) / (kRegions / 5));
   }
   limits.region_us = best_region;
   OpProfile scratch(kRegions);
   const OpProfile::Slot slot = scratch.AddSlot("empty", "", OpClass::kOther);
   const int64_t begin = OpProfile::Now();
   for (int i = 0; i < kRegions; ++i) scratch.Time(slot, 0, {}, [] {});
-  limits.record_us = 1e-3 * static_cast<double>(OpProfile::Now() - begin) / kRegions;
+  limits.record_us = 1e6 * seconds_since(begin) / kRegions;
+  measured_.push_back(std::move(limits));
+}
+
+OpLimits OpLimitsMeter::Limits(double gflops) const {
+  OpLimits limits = measured_.front();  // for the sizes and times, which are all the same
+  limits.gflops = gflops;
+  const double count = static_cast<double>(measured_.size());
+  const auto mean = [&](auto&& of) {
+    double sum = 0;
+    for (const OpLimits& one : measured_) sum += of(one);
+    return sum / count;
+  };
+  limits.vector_gops = 1 / mean([](const OpLimits& one) { return 1 / one.vector_gops; });
+  limits.region_us = mean([](const OpLimits& one) { return one.region_us; });
+  limits.record_us = mean([](const OpLimits& one) { return one.record_us; });
+  const auto mean_rates = [&](std::vector<OpLimits::Bandwidth>* sizes, auto&& of) {
+    for (size_t i = 0; i < sizes->size(); ++i) {
+      (*sizes)[i].gbps = 1 / mean([&](const OpLimits& one) { return 1 / of(one)[i].gbps; });
+    }
+  };
+  mean_rates(&limits.row_read, [](const OpLimits& one) -> const auto& { return one.row_read; });
+  mean_rates(&limits.row_update, [](const OpLimits& one) -> const auto& { return one.row_update; });
+  for (size_t i = 0; i < limits.rates.size(); ++i) {
+    for (const auto list : {&OpLimits::Rates::read, &OpLimits::Rates::update, &OpLimits::Rates::copy}) {
+      mean_rates(&(limits.rates[i].*list),
+                 [&](const OpLimits& one) -> const auto& { return one.rates[i].*list; });
+    }
+  }
   return limits;
 }
 
@@ -293,6 +400,13 @@ Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t ste
     }
     return list;
   };
+  Json rates = Json::array();
+  for (const OpLimits::Rates& one : limits.rates) {
+    rates.push_back({{"idle_seconds", one.idle_seconds},
+                     {"reading", by_size(one.read)},
+                     {"updating", by_size(one.update)},
+                     {"copying", by_size(one.copy)}});
+  }
   return {{"steps", steps},
           {"step_seconds", step},
           {"ops", std::move(ops)},
@@ -305,9 +419,8 @@ Json ProfileToJson(const OpProfile& profile, const OpLimits& limits, int64_t ste
           {"limits",
            {{"gflops", limits.gflops},
             {"vector_gops", limits.vector_gops},
-            {"read_bandwidth", by_size(limits.read_bandwidth)},
-            {"update_bandwidth", by_size(limits.update_bandwidth)},
-            {"copy_bandwidth", by_size(limits.copy_bandwidth)},
+            {"bandwidth", std::move(rates)},
+            {"rows", {{"reading", by_size(limits.row_read)}, {"updating", by_size(limits.row_update)}}},
             {"empty_op_us", limits.region_us},
             {"record_us", limits.record_us}}}};
 }
@@ -336,19 +449,35 @@ std::string FormatProfile(const Json& profile) {
                       "ms a step\n",
                       sum("products"), sum("attention"), sum("other"), sum("uncounted"),
                       1e3 * number(profile, "step_seconds"));
-  text += fmt::format("limits of this run: {:.1f} GFLOP/s, {:.1f} G vector operations/s, GB/s reading",
+  text += fmt::format("limits of this run: {:.1f} GFLOP/s, {:.1f} G vector operations/s\n",
                       number(limits, "gflops"), number(limits, "vector_gops"));
-  const auto rates = [&](const char* key) {
-    for (const Json& one : limits.at(key)) {
-      text += fmt::format(" {:.1f} at {:.1f} MB", number(one, "gbps"), 1e-6 * number(one, "bytes"));
+  const Json& bandwidth = limits.at("bandwidth");
+  if (!bandwidth.empty()) {
+    text += fmt::format("{:<26}", "GB/s of arrays of, MB");
+    for (const Json& one : bandwidth.front().at("reading")) {
+      text += fmt::format(" {:>6.1f}", 1e-6 * number(one, "bytes"));
     }
-  };
-  rates("read_bandwidth");
-  text += ", updating";
-  rates("update_bandwidth");
-  text += ", copying";
-  rates("copy_bandwidth");
-  text += fmt::format("\nan op without work: {:.2f} us; counting a call: {:.3f} us\n",
+    text += "\n";
+  }
+  for (const char* way : {"reading", "updating", "copying"}) {
+    for (const Json& rates : bandwidth) {
+      const double idle = number(rates, "idle_seconds");
+      text += fmt::format("{:<26}",
+                          idle > 0 ? fmt::format("{}, {:g} ms unused", way, 1e3 * idle) : way);
+      for (const Json& one : rates.at(way)) text += fmt::format(" {:>6.1f}", number(one, "gbps"));
+      text += "\n";
+    }
+  }
+  for (const char* way : {"reading", "updating"}) {
+    const Json& rows = limits.at("rows").at(way);
+    if (rows.empty()) continue;
+    text += fmt::format("{:<26}", fmt::format("{} rows anywhere", way));
+    for (const Json& one : rows) {
+      text += fmt::format(" {:.1f} of {:.0f} B", number(one, "gbps"), number(one, "bytes"));
+    }
+    text += "\n";
+  }
+  text += fmt::format("an op without work: {:.2f} us; counting a call: {:.3f} us\n",
                       number(limits, "empty_op_us"), number(limits, "record_us"));
   return text;
 }

@@ -34,6 +34,8 @@ struct OpMove {
     kInPlace,  // written back to lines that the op reads
     kFresh,    // written to lines that the op does not read
   } way = Way::kRead;
+  double flops = 0;  // of products since that use, which say how long ago it was
+  double row_bytes = 0;  // of rows that lie anywhere in a table in memory; 0: one after the other
 };
 
 enum class OpClass {
@@ -131,23 +133,42 @@ struct OpLimits {
   double gflops = 0;        // of the best matrix product
   double vector_gops = 0;   // fp32 vector instructions times lanes
   struct Bandwidth {
-    double bytes = 0;       // of the arrays that were moved
-    double gbps = 0;        // read and written
+    double bytes = 0;  // of the arrays that were moved
+    double gbps = 0;   // read and written
   };
-  // By growing size, as small arrays stay in caches: an array read; an array updated from another,
-  // where every line written was read; and an array copied to another, where memory also fetches the
-  // lines written.
-  std::vector<Bandwidth> read_bandwidth, update_bandwidth, copy_bandwidth;
+  // By growing size, as small arrays stay in caches: an array read; an array updated in place; and an
+  // array copied to another, where memory also fetches the lines written. Before each the arrays lay unused for `idle_seconds`: a last-level cache that other
+  // guests of a host share keeps little for long.
+  struct Rates {
+    double idle_seconds = 0;
+    std::vector<Bandwidth> read, update, copy;
+  };
+  std::vector<Rates> rates;  // by growing idle_seconds, the first 0
+  std::vector<Bandwidth> row_read, row_update;  // of rows of so many bytes anywhere in memory
   double region_us = 0;              // an empty parallel region: what an op without work costs
   double record_us = 0;              // what counting one call costs
   // Bandwidth for calls that move this much, between the sizes measured.
   static double GbpsAt(const std::vector<Bandwidth>& measured, double bytes);
   // The least time of a part's move: what the op reads at the best rate of reading; what it writes
-  // over that at what an update costs beyond its reading, and what it writes fresh at what a copy does.
+  // over that at what an update costs beyond its reading, and what it writes fresh at what a copy does;
+  // all between the idle times measured, with products at `gflops`.
   double MoveSeconds(const OpMove& move) const;
 };
-// About a second. `gflops` is the caller's best product.
-OpLimits MeasureOpLimits(double gflops, ThreadPool& pool);
+
+// Measures the limits again and again between the parts of a run, as the rates of a shared machine
+// move by half within minutes. Times of ops are means over a run, so the limits are of mean times too.
+class OpLimitsMeter {
+ public:
+  explicit OpLimitsMeter(ThreadPool& pool) : pool_(pool) {}
+  // Takes about two seconds, and 256 MiB while it runs.
+  void Measure();
+  // Of what was measured, at least once. `gflops` is the caller's best product.
+  OpLimits Limits(double gflops) const;
+
+ private:
+  ThreadPool& pool_;
+  std::vector<OpLimits> measured_;
+};
 
 // Rows beside the limits, with the largest first, and their sums. `steps` and `step_seconds` (of one
 // step, 0 when unknown) belong to what was counted.

@@ -113,19 +113,37 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   limits.gflops = 100;
   limits.vector_gops = 50;
   using Way = OpMove::Way;
-  limits.read_bandwidth = {{1e6, 100}, {1e8, 10}};
-  limits.update_bandwidth = {{1e6, 120}, {1e8, 12}};
-  limits.copy_bandwidth = {{1e6, 50}, {1e8, 5}};
-  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.read_bandwidth, 1), 100);
-  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(limits.read_bandwidth, 1e12), 10);
+  OpLimits::Rates at_once;
+  at_once.read = {{1e6, 100}, {1e8, 10}};
+  at_once.update = {{1e6, 120}, {1e8, 12}};
+  at_once.copy = {{1e6, 50}, {1e8, 5}};
+  // Another guest took the cache meanwhile.
+  OpLimits::Rates later;
+  later.idle_seconds = 0.01;
+  later.read = {{1e6, 20}, {1e8, 10}};
+  later.update = {{1e6, 24}, {1e8, 12}};
+  later.copy = {{1e6, 10}, {1e8, 5}};
+  limits.rates = {at_once, later};
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(at_once.read, 1), 100);
+  EXPECT_DOUBLE_EQ(OpLimits::GbpsAt(at_once.read, 1e12), 10);
   // Halfway on the logarithmic axis.
-  EXPECT_NEAR(OpLimits::GbpsAt(limits.read_bandwidth, 1e7), 55, 1e-9);
+  EXPECT_NEAR(OpLimits::GbpsAt(at_once.read, 1e7), 55, 1e-9);
+  // 100 GFLOP/s: half of the idle time, and ten times of it.
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e6, Way::kRead, 0.5e9}), (0.02 + 0.1) / 2, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e6, Way::kRead, 10e9}), 0.1, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8, Way::kRead, 10e9}), 0.2, 1e-12);
   EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8}), 0.2, 1e-12);
   EXPECT_NEAR(limits.MoveSeconds({2e9, 1e6}), 0.02, 1e-12);
   // A copy of 2 GB takes 0.4 s, of which reading the half is 0.1.
   EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, Way::kFresh}), 0.3, 1e-12);
-  // An update of 3 GB takes 0.25 s, of which reading two is 0.2.
-  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, Way::kInPlace}), 0.05, 1e-12);
+  // An update of 2 GB takes 1/6 s, of which reading the half is 0.1.
+  EXPECT_NEAR(limits.MoveSeconds({1e9, 1e8, Way::kInPlace}), 1.0 / 6 - 0.1, 1e-12);
+  // Rows of 1 kB that lie anywhere.
+  limits.row_read = {{1e3, 4}, {1e4, 8}};
+  limits.row_update = {{1e3, 4}, {1e4, 8}};
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8, Way::kRead, 0, 1e3}), 0.5, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8, Way::kRead, 0, 1e5}), 0.25, 1e-12);
+  EXPECT_NEAR(limits.MoveSeconds({2e9, 1e8, Way::kInPlace, 0, 1e5}), 0.25, 1e-12);
   // Of an op's bytes one part in four is in the cache.
   const auto mixed = profile.AddSlot("mixed", "d", OpClass::kOther);
   profile.AddMoves(mixed, {{30, 1e8}, {10, 1e6}});
@@ -147,13 +165,27 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
 
 TEST(Profile, MeasuresLimits) {
   ThreadPool pool(1);
-  const OpLimits limits = MeasureOpLimits(100, pool);
-  ASSERT_GE(limits.update_bandwidth.size(), 4u);
-  ASSERT_EQ(limits.copy_bandwidth.size(), limits.update_bandwidth.size());
-  ASSERT_EQ(limits.read_bandwidth.size(), limits.update_bandwidth.size());
-  for (const OpLimits::Bandwidth& one : limits.read_bandwidth) EXPECT_GT(one.gbps, 0);
-  for (const OpLimits::Bandwidth& one : limits.update_bandwidth) EXPECT_GT(one.gbps, 0);
-  for (const OpLimits::Bandwidth& one : limits.copy_bandwidth) EXPECT_GT(one.gbps, 0);
+  OpLimitsMeter meter(pool);
+  meter.Measure();
+  const OpLimits limits = meter.Limits(100);
+  EXPECT_EQ(limits.gflops, 100);
+  ASSERT_GE(limits.rates.size(), 2u);
+  EXPECT_EQ(limits.rates.front().idle_seconds, 0);
+  double idle = -1;
+  for (const OpLimits::Rates& rates : limits.rates) {
+    EXPECT_GT(rates.idle_seconds, idle);
+    idle = rates.idle_seconds;
+    for (const auto* list : {&rates.read, &rates.update, &rates.copy}) {
+      ASSERT_EQ(list->size(), limits.rates.front().read.size());
+      ASSERT_GE(list->size(), 4u);
+      for (const OpLimits::Bandwidth& one : *list) EXPECT_GT(one.gbps, 0);
+    }
+  }
+  ASSERT_FALSE(limits.row_read.empty());
+  ASSERT_EQ(limits.row_read.size(), limits.row_update.size());
+  for (const OpLimits::Bandwidth& one : limits.row_read) EXPECT_GT(one.gbps, 0);
+  for (const OpLimits::Bandwidth& one : limits.row_update) EXPECT_GT(one.gbps, 0);
+  EXPECT_GT(limits.vector_gops, 0);
   EXPECT_GT(limits.region_us, 0);
   EXPECT_GT(limits.record_us, 0);
 }

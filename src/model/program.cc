@@ -156,7 +156,8 @@ class Builder {
     op.y = stream.sum;
     op.weight = Param("transformer.wte.weight");
     op.bias = Param("transformer.wpe.weight");
-    op.bytes = 2 * Dbl(Activation(width));
+    op.bytes = 2 * Dbl(Activation(width));  // a row of the table each, and y
+    if (op.bias != kNone) op.bytes += Dbl(Activation(width)) / Dbl(options_.microbatch);
     Emit(op);
     if (config_.bigram_buckets > 0) {
       const BufferId pair = New("bigram", Activation(width));
@@ -455,7 +456,9 @@ class Builder {
       op.dy = attention.y;
       op.y = attention.y;
       SetQkvParams(layer, &op);
-      op.bytes = 3 * Dbl(Activation(config_.qkv_width()));
+      // In place, values as they are where they are not clipped.
+      op.bytes = 3 * Dbl(Activation(config_.clip_qkv > 0 ? config_.qkv_width()
+                                                         : config_.q_width() + config_.kv_width()));
       Emit(op);
     }
     if (norm_again) {
@@ -476,7 +479,10 @@ class Builder {
     op.dy = dstream;
     op.weight = Param("transformer.wte.weight");
     op.bias = Param("transformer.wpe.weight");
-    op.bytes = 3 * Dbl(rows_) * Dbl(config_.d_model) * 4;
+    // The gradient, and rows of fp32 that it is added to.
+    const double rows = Dbl(rows_) * Dbl(config_.d_model) * 4;
+    op.bytes = Dbl(Activation(config_.d_model)) + 2 * rows;
+    if (op.bias != kNone) op.bytes += 2 * rows / Dbl(options_.microbatch);
     Emit(op);
     if (config_.bigram_buckets > 0) {
       op.weight = Param("transformer.bigram.weight");

@@ -25,7 +25,9 @@ Status Trainer::FinishProfile() {
   const int64_t steps = state_.progress.step - first_step_;
   if (options_.profile && steps > 0) {
     const double seconds = state_.progress.seconds - unprofiled_seconds_;
-    profile_json_ = ProfileToJson(*profile_, MeasureOpLimits(gemm_gflops_, *pool_), steps,
+    OpLimitsMeter limits(*pool_);
+    limits.Measure();
+    profile_json_ = ProfileToJson(*profile_, limits.Limits(gemm_gflops_), steps,
                                   seconds / static_cast<double>(steps));
     std::string text = FormatProfile(profile_json_);
     if (text.ends_with('\n')) text.pop_back();

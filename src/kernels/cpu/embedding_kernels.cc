@@ -49,31 +49,42 @@ void Forward(const EmbeddingForwardArgs& args, ThreadPool& pool) {
 }
 
 template <class T>
+TESSERA_INLINE void AddRow(const T* d, float* to, int64_t width) {
+  ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Store(to + i, Load(to + i, part) + Load(d + i, part), part);
+  });
+}
+
+// A thread owns whole rows of the gradients: positions in one range, and the tokens that leave its
+// number as the remainder. Columns would be cut evenly, but a core's own prefetching then keeps
+// asking for lines that another core is writing.
+template <class T>
 void BackwardAll(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
   const T* dy = static_cast<const T*>(args.dy);
   const int64_t width = args.width;
   ParallelParts(pool, args.rows * width, [=](int part, int parts) {
-    const Range columns = PartOf(width, kColumnGrain, part, parts);
-    for (int64_t row = 0; row < args.rows; ++row) {
-      const T* d = dy + row * width;
-      if (row + kTableAhead < args.rows) {
-        PrefetchColumns(args.dtable + int64_t{args.tokens[row + kTableAhead]} * width,
-                        columns.begin, columns.end);
+    if (args.dpositions != nullptr) {
+      const int64_t length = args.length < args.rows ? args.length : args.rows;
+      const Range positions = PartOf(length, 1, part, parts);
+      for (int64_t position = positions.begin; position < positions.end; ++position) {
+        for (int64_t row = position; row < args.rows; row += args.length) {
+          AddRow(dy + row * width, args.dpositions + position * width, width);
+        }
       }
-      float* dtable = args.dtable + int64_t{args.tokens[row]} * width;
-      if (args.dpositions == nullptr) {
-        ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {
-          Store(dtable + i, Load(dtable + i, lanes) + Load(d + i, lanes), lanes);
-        });
-        continue;
-      }
-      float* dposition = args.dpositions + row % args.length * width;
-      ForVectors(columns.begin, columns.end, [&](int64_t i, auto lanes) TESSERA_INLINE_LAMBDA {
-        const F32 v = Load(d + i, lanes);
-        Store(dtable + i, Load(dtable + i, lanes) + v, lanes);
-        Store(dposition + i, Load(dposition + i, lanes) + v, lanes);
-      });
     }
+    int64_t rows = 0, requested = 0, ahead = 0;
+    for (int64_t row = 0; row < args.rows; ++row) {
+      if (args.tokens[row] % parts != part) continue;
+      for (; ahead < args.rows && requested <= rows + kTableAhead; ++ahead) {
+        if (args.tokens[ahead] % parts != part) continue;
+        PrefetchColumns(dy + ahead * width, 0, width);
+        PrefetchColumns(args.dtable + int64_t{args.tokens[ahead]} * width, 0, width);
+        ++requested;
+      }
+      AddRow(dy + row * width, args.dtable + int64_t{args.tokens[row]} * width, width);
+      ++rows;
+    }
+    CountPart(part, static_cast<double>(rows));
   });
 }
 

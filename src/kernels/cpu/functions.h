@@ -24,14 +24,18 @@ TESSERA_INLINE F32 TimesPowerOfTwo(F32 p, F32 n, F32 x, float least) {
 // e^x to 1 ulp and |x| 3e-9, the rounding of ln 2 (relative): x = n ln2 + r with |r| <= ln2/2, a
 // degree-6 minimax polynomial (relative error 3e-9 before rounding), scaled by 2^n. Below -87.3 the
 // result is 0, above 88.7 it saturates at the largest finite power (the order of operands in Min and
-// Max lets NaN through).
-template <class V>
+// Max lets NaN through). kAtMostZero: of no x above 0, to the same bits; what is below -87.3 then goes
+// through the polynomial too, as whatever comes of it is replaced by 0.
+template <bool kAtMostZero = false, class V>
 TESSERA_INLINE V Exp(V x) {
   constexpr float kLeast = -87.33654f;
-  V clamped = Min(Set(88.72283f), x);
+  V clamped = x;
+  if constexpr (!kAtMostZero) {
+    clamped = Min(Set(88.72283f), x);
 #if !defined(__AVX512F__)
-  clamped = Max(Set(kLeast), clamped);
+    clamped = Max(Set(kLeast), clamped);
 #endif
+  }
   const F32 magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const V n = Fma(clamped, Set(1.44269504088896341f), magic) - magic;
   const V r = Fma(n, Set(-0.693147180559945309f), clamped);

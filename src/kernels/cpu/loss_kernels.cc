@@ -88,7 +88,7 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
     if constexpr (kTogether * kLanes > 16) __builtin_prefetch(x + args.ld + i + 16, 0, 2);
     const auto l = Capped<kCap>(Load(x + i, part), cap, inverse);
     const auto shifted = l - Set(max);
-    const auto e = Exp(shifted);
+    const auto e = Exp<true>(shifted);
     if (kept != nullptr) {
       auto value = e;
       if constexpr (kCap) {

@@ -84,6 +84,7 @@ void Forward(const NormForwardArgs& args, ThreadPool& pool) {
 template <class T, NormKind kKind, bool kGains, int kRows>
 TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, float* dgain, float* dbias) {
   constexpr bool kLayer = kKind == NormKind::kLayerNorm;
+  constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
   const int64_t width = args.width;
   const T* x = static_cast<const T*>(args.x) + row * width;
   const T* dy = static_cast<const T*>(args.dy) + row * width;
@@ -96,11 +97,9 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     rstd[r] = Set(args.rstd[row + r]);
     float sums[2] = {0, 0};  // of q xh and, for LayerNorm, of q
     Reduce<2>(width, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-      constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
-      if (i % kLine == 0) {  // the next rows, and where this one's gradient goes
+      if (i % kLine == 0) {  // the next rows; pass two asks for its part of them
         __builtin_prefetch(x + (kRows + r) * width + i);
         __builtin_prefetch(dy + (kRows + r) * width + i);
-        __builtin_prefetch(dx + r * width + i);
       }
       F32 q = Load(dy + r * width + i, part);
       if (gain != nullptr) q = q * Load(gain + i, part);
@@ -118,6 +117,7 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     F32 db = kGains ? Load(dbias + i, part) : Zero();
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * width + i;
+      if (i % kLine == 0) __builtin_prefetch(dx + kRows * width + at, 1);
       const F32 d = Load(dy + at, part);
       const F32 xh = (Load(x + at, part) - mean[r]) * rstd[r];
       if constexpr (kGains) {

@@ -235,6 +235,36 @@ TESSERA_INLINE void AddMoments(const T* x, const T* dout, const float* gain, con
       });
 }
 
+// Of one head under its own RMS norm: sums of x^2 and of q x, in one pass, as mean(q xh) needs rstd
+// only as a factor.
+struct Moments {
+  float square, product;
+};
+// Hands q to use(i, part, q) too.
+template <class T, class C, class UseFn>
+TESSERA_INLINE Moments MomentsOf(const T* x, const T* dout, const float* gain, const Rotary& rotary,
+                                 int64_t d, const C& clip, UseFn&& use) {
+  F32 square[2] = {}, product[2] = {};
+  ForTurned<true>(
+      rotary, d,
+      [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dout + i, part); },
+      [&](int64_t i, auto part, F32 q, auto half) TESSERA_INLINE_LAMBDA {
+        if (gain != nullptr) q = q * Load(gain + i, part);
+        const F32 v = ZeroPast(clip.Clamp(Load(x + i, part)), part);
+        square[half] = Fma(v, v, square[half]);
+        product[half] = Fma(ZeroPast(q, part), v, product[half]);
+        use(i, part, q);
+      });
+  return {Sum(square[0] + square[1]), Sum(product[0] + product[1])};
+}
+TESSERA_INLINE Unit UnitOf(const Moments& moments, int64_t d, float eps) {
+  const float count = static_cast<float>(d);
+  Unit unit;
+  unit.rstd = 1.0f / __builtin_sqrtf(moments.square / count + eps);
+  unit.mean_qx = moments.product * unit.rstd / count;
+  return unit;
+}
+
 template <class T, class C>
 void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip,
               Unit* units) {
@@ -259,31 +289,26 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, co
       unit->mean_qx = Sum(sums[1]) / static_cast<float>(group.heads * d);
       continue;
     }
-    // Both sums of all heads in one pass, as the second needs rstd only as a factor.
     for (int64_t head = 0; head < group.heads; ++head) {
       RequestAhead(x + head * d, d, groups.row_size);
       RequestAhead(dy + head * d, d, groups.row_size);
-      F32 square[2] = {}, product[2] = {};
-      ForTurned<true>(
-          rotary, d,
-          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { return Load(dy + head * d + i, part); },
-          [&](int64_t i, auto part, F32 q, auto half) TESSERA_INLINE_LAMBDA {
-            if (group.gain != nullptr) q = q * Load(group.gain + i, part);
-            const F32 v = ZeroPast(clip.Clamp(Load(x + head * d + i, part)), part);
-            square[half] = Fma(v, v, square[half]);
-            product[half] = Fma(ZeroPast(q, part), v, product[half]);
-          });
-      unit[head].rstd = Sum(square[0] + square[1]);
-      unit[head].mean_qx = Sum(product[0] + product[1]);
-    }
-    const float count = static_cast<float>(d);
-    for (int64_t head = 0; head < group.heads; ++head) {
-      Unit one;
-      one.rstd = 1.0f / __builtin_sqrtf(unit[head].rstd / count + args.eps);
-      one.mean_qx = unit[head].mean_qx * one.rstd / count;
-      unit[head] = one;
+      const Moments moments = MomentsOf(x + head * d, dy + head * d, group.gain, rotary, d, clip,
+                                        [](int64_t, auto, F32) {});
+      unit[head] = UnitOf(moments, d, args.eps);
     }
   }
+}
+
+// The values' part of a row.
+template <class T, class C>
+TESSERA_INLINE void BackwardValues(const QkvBackwardArgs& back, const Groups& groups, const T* in,
+                                   const T* dout, T* din, const C& clip) {
+  const QkvArgs& args = back.forward;
+  if (args.clip <= 0 && back.din == back.dout) return;
+  const int64_t values = (args.heads + args.kv_heads) * args.head_size;
+  ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Store(din + i, clip.Back(Load(in + i, part), Load(dout + i, part)), part);
+  });
 }
 
 template <class T, bool kNormed, class C>
@@ -320,11 +345,52 @@ void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
           });
     }
   }
-  const int64_t values = (args.heads + args.kv_heads) * d;
-  if (args.clip <= 0 && back.din == back.dout) return;
-  ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    Store(din + i, clip.Back(Load(in + i, part), Load(dout + i, part)), part);
-  });
+  BackwardValues(back, groups, in, dout, din, clip);
+}
+
+// A whole row of heads under their own RMS norms where no gain's gradient is asked for: the turned
+// gradients of some heads wait in the nearest cache for these heads' sums.
+constexpr int64_t kTurnedHeads = 8, kTurnedSize = 256;
+
+template <class T, class C>
+void BackwardRmsRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip) {
+  const QkvArgs& args = back.forward;
+  const int64_t d = args.head_size;
+  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
+  const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
+  T* din = static_cast<T*>(back.din) + row * groups.row_size;
+  const Rotary rotary = RotaryOf(args, row);
+  alignas(64) float turned[kTurnedHeads * kTurnedSize];
+  Moments moments[kTurnedHeads];
+  for (const Group& group : groups.group) {
+    for (int64_t first = 0; first < group.heads; first += kTurnedHeads) {
+      const int64_t count = first + kTurnedHeads < group.heads ? kTurnedHeads : group.heads - first;
+      const int64_t offset = group.offset + first * d;
+      for (int64_t head = 0; head < count; ++head) {
+        const int64_t at = offset + head * d;
+        float* kept = turned + head * d;
+        RequestAhead(in + at, d, groups.row_size);
+        moments[head] = MomentsOf(in + at, dout + at, group.gain, rotary, d, clip,
+                                  [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+                                    Store(kept + i, q, part);
+                                  });
+      }
+      for (int64_t head = 0; head < count; ++head) {
+        const Unit unit = UnitOf(moments[head], d, args.eps);
+        const T* x = in + offset + head * d;
+        T* dx = din + offset + head * d;
+        const float* kept = turned + head * d;
+        RequestAhead(dout + offset + head * d, d, groups.row_size);
+        const F32 rstd = Set(unit.rstd), mean_qx = Set(unit.mean_qx);
+        ForVectors(0, d, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+          const F32 raw = Load(x + i, part);
+          const F32 xh = clip.Clamp(raw) * rstd;
+          Store(dx + i, clip.Back(raw, rstd * Fma(-xh, mean_qx, Load(kept + i, part))), part);
+        });
+      }
+    }
+  }
+  BackwardValues(back, groups, in, dout, din, clip);
 }
 
 // Gradients of gain and bias for one column vector.
@@ -475,6 +541,12 @@ void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
   }
   const bool has_gains = back.dq_gain != nullptr || back.dk_gain != nullptr ||
                          back.dq_bias != nullptr || back.dk_bias != nullptr;
+  if (!has_gains && args.norm == QkNorm::kRmsPerHead && args.head_size <= kTurnedSize) {
+    ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) BackwardRmsRow<T>(back, groups, row, clip);
+    });
+    return;
+  }
   Unit units[kChunkUnits];
   const int64_t chunk = kChunkUnits / groups.units;
   for (int64_t first = 0; first < args.rows; first += chunk) {

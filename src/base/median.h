@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <vector>
 
-namespace tessera::cli {
+namespace tessera {
 
 // The upper one of the two in the middle where the count is even; `values` has at least one.
 inline double Median(std::vector<double> values) {
@@ -14,4 +14,4 @@ inline double Median(std::vector<double> values) {
   return *middle;
 }
 
-}  // namespace tessera::cli
+}  // namespace tessera
