@@ -137,8 +137,9 @@ struct OpLimits {
     double gbps = 0;   // read and written
   };
   // By growing size, as small arrays stay in caches: an array read; an array updated in place; and an
-  // array copied to another, where memory also fetches the lines written. Before each the arrays lay unused for `idle_seconds`: a last-level cache that other
-  // guests of a host share keeps little for long.
+  // array copied to another, where memory also fetches the lines written. Before each the arrays lay
+  // unused for `idle_seconds`: a last-level cache that other guests of a host share keeps little for
+  // long.
   struct Rates {
     double idle_seconds = 0;
     std::vector<Bandwidth> read, update, copy;
