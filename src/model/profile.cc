@@ -250,19 +250,19 @@ void OpLimitsMeter::Measure() {
     limits.rates.push_back(std::move(rates));
   }
   limits.vector_gops = static_cast<double>(vector_calls) / vector_seconds;
-  // Rows whose places follow from a hash, asked for some rows ahead as an embedding does; each is
-  // handed out again only after most others, as the step between places is odd.
+  // Rows far from one another, asked for some rows ahead as an embedding does. The step is odd
+  // and the places are a power of two, so that no two threads meet in a row.
   for (int64_t row = 512; row <= 8192; row *= 2) {
     constexpr int64_t kMoved = int64_t{8} << 20, kAhead = 4;
-    const int64_t places = kLargest / row;  // a power of two
+    const uint64_t places = static_cast<uint64_t>(kLargest / row);
     int64_t first = 0;
     const auto rows = [&](double moved, auto&& use) {
       OpLimits::Bandwidth one = measure(moved, 0, [&] {
         first += kMoved / row;
         pool_.ParallelForGrain(kMoved / row, 16, [&](int64_t begin, int64_t end) {
           const auto place = [&](int64_t i) {
-            const uint64_t hash = static_cast<uint64_t>(first + i) * 0x9E3779B97F4A7C15ull >> 24;
-            return base + static_cast<int64_t>(hash % static_cast<uint64_t>(places)) * (row / 4);
+            const uint64_t step = static_cast<uint64_t>(first + i) * 0x9E3779B97F4A7C15ull;
+            return base + static_cast<int64_t>(step % places) * (row / 4);
           };
           for (int64_t i = begin; i < end; ++i) {
             const float* ahead = place(i + kAhead);
@@ -277,7 +277,6 @@ void OpLimitsMeter::Measure() {
     limits.row_read.push_back(rows(static_cast<double>(kMoved), [row](const float* from) {
       ReadAll(reinterpret_cast<const char*>(from), row, 0);
     }));
-    // A thread may meet another's row: the sums do not matter, only that each is written.
     limits.row_update.push_back(rows(2.0 * static_cast<double>(kMoved), [row](float* to) {
       UpdateAll(reinterpret_cast<char*>(to), row);
     }));
