@@ -299,15 +299,28 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, co
   }
 }
 
+// Where a row of the backward pass lies.
+template <class T>
+struct BackwardSpan {
+  const T* in;
+  const T* dout;
+  T* din;
+
+  BackwardSpan(const QkvBackwardArgs& back, const Groups& groups, int64_t row)
+      : in(static_cast<const T*>(back.forward.in) + row * groups.row_size),
+        dout(static_cast<const T*>(back.dout) + row * groups.row_size),
+        din(static_cast<T*>(back.din) + row * groups.row_size) {}
+};
+
 // The values' part of a row.
 template <class T, class C>
-TESSERA_INLINE void BackwardValues(const QkvBackwardArgs& back, const Groups& groups, const T* in,
-                                   const T* dout, T* din, const C& clip) {
+TESSERA_INLINE void BackwardValues(const QkvBackwardArgs& back, const Groups& groups,
+                                   const BackwardSpan<T>& span, const C& clip) {
   const QkvArgs& args = back.forward;
   if (args.clip <= 0 && back.din == back.dout) return;
   const int64_t values = (args.heads + args.kv_heads) * args.head_size;
   ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    Store(din + i, clip.Back(Load(in + i, part), Load(dout + i, part)), part);
+    Store(span.din + i, clip.Back(Load(span.in + i, part), Load(span.dout + i, part)), part);
   });
 }
 
@@ -316,16 +329,14 @@ void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
                  const Unit* units) {
   const QkvArgs& args = back.forward;
   const int64_t d = args.head_size;
-  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
-  const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
-  T* din = static_cast<T*>(back.din) + row * groups.row_size;
+  const BackwardSpan<T> span(back, groups, row);
   const Rotary rotary = RotaryOf(args, row);
   for (const Group& group : groups.group) {
     for (int64_t head = 0; head < group.heads; ++head) {
       const int64_t offset = group.offset + head * d;
-      const T* x = in + offset;
-      const T* dy = dout + offset;
-      T* dx = din + offset;
+      const T* x = span.in + offset;
+      const T* dy = span.dout + offset;
+      T* dx = span.din + offset;
       Unit unit;
       if (kNormed) unit = units[group.first_unit + (args.norm == QkNorm::kRmsPerHead ? head : 0)];
       const float* gain = group.gain == nullptr ? nullptr : group.gain + GainOffset(args, head);
@@ -345,7 +356,7 @@ void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
           });
     }
   }
-  BackwardValues(back, groups, in, dout, din, clip);
+  BackwardValues(back, groups, span, clip);
 }
 
 // A whole row of heads under their own RMS norms where no gain's gradient is asked for: the turned
@@ -356,9 +367,7 @@ template <class T, class C>
 void BackwardRmsRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip) {
   const QkvArgs& args = back.forward;
   const int64_t d = args.head_size;
-  const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
-  const T* dout = static_cast<const T*>(back.dout) + row * groups.row_size;
-  T* din = static_cast<T*>(back.din) + row * groups.row_size;
+  const BackwardSpan<T> span(back, groups, row);
   const Rotary rotary = RotaryOf(args, row);
   alignas(64) float turned[kTurnedHeads * kTurnedSize];
   Moments moments[kTurnedHeads];
@@ -369,18 +378,18 @@ void BackwardRmsRow(const QkvBackwardArgs& back, const Groups& groups, int64_t r
       for (int64_t head = 0; head < count; ++head) {
         const int64_t at = offset + head * d;
         float* kept = turned + head * d;
-        RequestAhead(in + at, d, groups.row_size);
-        moments[head] = MomentsOf(in + at, dout + at, group.gain, rotary, d, clip,
+        RequestAhead(span.in + at, d, groups.row_size);
+        moments[head] = MomentsOf(span.in + at, span.dout + at, group.gain, rotary, d, clip,
                                   [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
                                     Store(kept + i, q, part);
                                   });
       }
       for (int64_t head = 0; head < count; ++head) {
         const Unit unit = UnitOf(moments[head], d, args.eps);
-        const T* x = in + offset + head * d;
-        T* dx = din + offset + head * d;
+        const T* x = span.in + offset + head * d;
+        T* dx = span.din + offset + head * d;
         const float* kept = turned + head * d;
-        RequestAhead(dout + offset + head * d, d, groups.row_size);
+        RequestAhead(span.dout + offset + head * d, d, groups.row_size);
         const F32 rstd = Set(unit.rstd), mean_qx = Set(unit.mean_qx);
         ForVectors(0, d, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
           const F32 raw = Load(x + i, part);
@@ -390,7 +399,7 @@ void BackwardRmsRow(const QkvBackwardArgs& back, const Groups& groups, int64_t r
       }
     }
   }
-  BackwardValues(back, groups, in, dout, din, clip);
+  BackwardValues(back, groups, span, clip);
 }
 
 // Gradients of gain and bias for one column vector.
