@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "kernels/attention_test_support.h"
@@ -14,6 +16,9 @@ namespace avx2_bf16_emulated {
 void FillAttention(KernelTable& table);
 }
 namespace avx512_bf16_emulated {
+void FillAttention(KernelTable& table);
+}
+namespace amx_emulated {
 void FillAttention(KernelTable& table);
 }
 }  // namespace tessera::kernels
@@ -48,8 +53,8 @@ void Check(const Case& c) {
   }
 }
 
-// Runs `fn` under every set that multiplies bf16 pairs: the processor's own first, then those that
-// emulate the dot, of which the last has the processor's widest vectors.
+// Runs `fn` under every set that multiplies bf16 pairs: the processor's own and those that emulate the
+// dot or the tiles.
 template <class Fn>
 void OnEveryDot(const Fn& fn) {
 #if defined(__x86_64__)
@@ -58,9 +63,10 @@ void OnEveryDot(const Fn& fn) {
     return std::find(isas.begin(), isas.end(), isa) != isas.end();
   };
   if (!supported(Isa::kAvx2)) GTEST_SKIP() << "this processor has no fused multiply-add";
-  if (supported(Isa::kAvx512Bf16)) {
+  for (const Isa isa : {Isa::kAvx512Bf16, Isa::kAmx}) {
+    if (!supported(isa)) continue;
     const Isa before = ActiveIsa();
-    SetActiveIsa(Isa::kAvx512Bf16);
+    SetActiveIsa(isa);
     fn();
     SetActiveIsa(before);
   }
@@ -74,6 +80,7 @@ void OnEveryDot(const Fn& fn) {
   };
   emulate(Isa::kAvx2, "avx2_bf16_emulated", avx2_bf16_emulated::FillAttention);
   emulate(Isa::kAvx512, "avx512_bf16_emulated", avx512_bf16_emulated::FillAttention);
+  emulate(Isa::kAvx512, "amx_emulated", amx_emulated::FillAttention);
 #else
   GTEST_SKIP() << "bf16 dots are there on x86-64 alone";
 #endif
@@ -216,14 +223,17 @@ TEST(AttentionOfPairs, BitsDependNeitherOnThreadsNorOnTheBatch) {
 
 // Where the processor has the instruction, emulating it gives its bits.
 TEST(AttentionOfPairs, EmulationGivesTheBitsOfTheInstruction) {
-  std::vector<Tensor> gradients;
+  std::map<std::string, Tensor> gradients;
   OnEveryDot([&] {
     Call call(Dot({.batch = 2, .length = 130, .heads = 2, .kv_heads = 1, .head_size = 40}));
     call.Run(2);
-    gradients.push_back(call.dqkv);
+    gradients[KernelsName()] = call.dqkv;
   });
-  if (gradients.size() < 3) GTEST_SKIP() << "this processor has no bf16 dot";
-  EXPECT_TRUE(gradients.front() == gradients.back());
+  if (!gradients.contains("avx512_bf16")) GTEST_SKIP() << "this processor has no bf16 dot";
+  EXPECT_TRUE(gradients["avx512_bf16"] == gradients["avx512_bf16_emulated"]);
+  if (gradients.contains("amx")) {
+    EXPECT_TRUE(gradients["amx"] == gradients["amx_emulated"]);
+  }
 }
 
 TEST(Attention, LargeScoresStayFinite) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ void FillGemm(KernelTable& table);
 namespace avx512_bf16_emulated {
 void FillGemm(KernelTable& table);
 }
+namespace amx_emulated {
+void FillGemm(KernelTable& table);
+}
 }  // namespace tessera::kernels
 #endif
 
@@ -34,7 +38,11 @@ struct Variant {
   std::string name;
   KernelTable table = {};
   bool fused = true;  // has fused multiply-adds
-  bool dot = false;   // has a dot of bf16 pairs, emulated or not
+  // How bf16 is multiplied as such, emulated or not: kSteps where it is widened.
+  reference::ChainOrder order = reference::ChainOrder::kSteps;
+
+  // Steps of k between which calls may be cut.
+  int64_t grain() const { return order == reference::ChainOrder::kTiles ? 32 : 2; }
 };
 
 // Every set that this machine runs, and those with the bf16 dot emulated.
@@ -45,19 +53,26 @@ const std::vector<Variant>& Variants() {
     for (const Isa isa : SupportedIsas()) {
       SetActiveIsa(isa);
       all.push_back({std::string(IsaName(isa)), ActiveTable(), isa != Isa::kGeneric,
-                     isa == Isa::kAvx512Bf16});
+                     isa == Isa::kAmx          ? reference::ChainOrder::kTiles
+                     : isa == Isa::kAvx512Bf16 ? reference::ChainOrder::kPairs
+                                               : reference::ChainOrder::kSteps});
     }
     SetActiveIsa(active);
 #if defined(__x86_64__)
-    const auto add_emulated = [&](Isa base, std::string name, void (*fill)(KernelTable&)) {
+    const auto add_emulated = [&](Isa base, std::string name, void (*fill)(KernelTable&),
+                                  reference::ChainOrder order) {
       const std::vector<Isa> isas = SupportedIsas();
       if (std::find(isas.begin(), isas.end(), base) == isas.end()) return;
-      Variant emulated{std::move(name), {}, true, true};
+      Variant emulated{std::move(name), {}, true, order};
       fill(emulated.table);
       all.push_back(std::move(emulated));
     };
-    add_emulated(Isa::kAvx2, "avx2_bf16_emulated", avx2_bf16_emulated::FillGemm);
-    add_emulated(Isa::kAvx512, "avx512_bf16_emulated", avx512_bf16_emulated::FillGemm);
+    add_emulated(Isa::kAvx2, "avx2_bf16_emulated", avx2_bf16_emulated::FillGemm,
+                 reference::ChainOrder::kPairs);
+    add_emulated(Isa::kAvx512, "avx512_bf16_emulated", avx512_bf16_emulated::FillGemm,
+                 reference::ChainOrder::kPairs);
+    add_emulated(Isa::kAvx512, "amx_emulated", amx_emulated::FillGemm,
+                 reference::ChainOrder::kTiles);
 #endif
     return all;
   }();
@@ -183,9 +198,12 @@ void Check(const Case& test) {
       (test.packing == Packing::kNone ? test.b == DType::kBf16 : test.packing == Packing::kBf16);
   const bool chained =
       test.exact_chain || test.m > 4 || test.packing != Packing::kNone || test.row_sums;
-  const std::vector<float> chain = reference::GemmChain(args, false);
-  const std::vector<float> pair_chain =
-      pairs_possible ? reference::GemmChain(args, true) : std::vector<float>();
+  std::map<reference::ChainOrder, std::vector<float>> chains;
+  for (const Variant& variant : Variants()) {
+    const reference::ChainOrder order =
+        pairs_possible ? variant.order : reference::ChainOrder::kSteps;
+    if (!chains.contains(order)) chains[order] = reference::GemmChain(args, order);
+  }
   args.b.data = b.bytes.data();
   // Sums of rows, and what stands behind them.
   const Matrix sums(DType::kF32, 1, test.m + 16, 0, 5);
@@ -227,7 +245,8 @@ void Check(const Case& test) {
     for (int64_t i = 0; i + 1 < test.m; ++i) {
       for (int64_t j = test.n; j < c.ld; ++j) ASSERT_EQ(first.At(i, j), c.At(i, j));
     }
-    const bool pairs = pairs_possible && variant.dot;
+    const std::vector<float>& chain =
+        chains[pairs_possible ? variant.order : reference::ChainOrder::kSteps];
     // Unit roundoff of fp32 is 2^-24; an unfused step rounds twice. Each step, the bias and the
     // first load add one rounding of at most the magnitude.
     const double steps = (variant.fused ? 1.0 : 2.0) * static_cast<double>(test.k) + 3;
@@ -251,7 +270,7 @@ void Check(const Case& test) {
               << "row " << i << " column " << j;
         }
         if (!variant.fused || !chained) continue;
-        float exact = pairs ? pair_chain[at] : chain[at];
+        float exact = chain[at];
         if (test.bias) exact += reinterpret_cast<const float*>(bias.bytes.data())[j];
         if (test.c == DType::kBf16) exact = ToFloat(ToBf16(exact));
         if (test.epilogue == GemmEpilogue::kNone) {
@@ -505,7 +524,8 @@ TEST(Gemm, CutsOfRowsAndOfKGiveTheSameBits) {
       }
       for (int64_t k = 0; k < args.k;) {
         GemmArgs part = args;
-        part.k = std::min<int64_t>(args.k - k, k == 0 ? 2 : 514);
+        const int64_t grain = variant.grain();
+        part.k = std::min<int64_t>(args.k - k, k == 0 ? grain : 512 + grain);
         part.a.data = product.a.bytes.data() + k * 2;
         part.b.data = product.b.bytes.data() + k * product.b.ld * 2;
         part.c = steps.bytes.data();

@@ -7,6 +7,12 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "base/cpu_info.h"
 #include "base/error.h"
 #include "kernels/cpu/table.h"
 
@@ -26,10 +32,12 @@ KernelTable MakeTable(Isa isa) {
     case Isa::kAvx2: TESSERA_FILL_ALL(avx2); break;
     case Isa::kAvx512: TESSERA_FILL_ALL(avx512); break;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
       // Dots of bf16 pairs and rounding to bf16 are instructions here.
       TESSERA_FILL_ALL(avx512);
       fill(avx512_bf16::FillGemm, avx512_bf16::FillAttention, avx512_bf16::FillNorm,
            avx512_bf16::FillActivation, avx512_bf16::FillLoss);
+      if (isa == Isa::kAmx) fill(amx::FillGemm, amx::FillAttention);
       break;
 #else
     default: TESSERA_CHECK(false, "this instruction set is not part of the build");
@@ -55,7 +63,7 @@ Isa ChooseIsa() {
 
 struct Active {
   std::atomic<Isa> isa;
-  std::array<KernelTable, 4> tables = {};
+  std::array<KernelTable, 5> tables = {};
   std::atomic<const KernelTable*> table;
 
   Active() : isa(ChooseIsa()) {
@@ -79,9 +87,30 @@ std::string_view IsaName(Isa isa) {
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx512Bf16: return "avx512_bf16";
+    case Isa::kAmx: return "amx";
   }
   return "unknown";
 }
+
+namespace {
+
+// Whether the processor multiplies tiles of bf16 and Linux lets this process use them.
+bool MayUseTiles() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  static const bool may = [] {
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;               // the state component
+    const CpuInfo& cpu = ThisCpu();
+    return cpu.amx_tile && cpu.amx_bf16 &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return may;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 std::vector<Isa> SupportedIsas() {
   std::vector<Isa> isas = {Isa::kGeneric};
@@ -93,6 +122,7 @@ std::vector<Isa> SupportedIsas() {
     isas.push_back(Isa::kAvx512);
   }
   if (isas.size() == 3 && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
+  if (isas.size() == 4 && MayUseTiles()) isas.push_back(Isa::kAmx);
 #endif
   return isas;
 }

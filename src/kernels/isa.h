@@ -6,11 +6,12 @@
 
 namespace tessera::kernels {
 
-enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-std::string_view IsaName(Isa isa);  // "generic", "avx2", "avx512", "avx512_bf16"
+std::string_view IsaName(Isa isa);  // "generic", "avx2", "avx512", "avx512_bf16", "amx"
 
-// Every set that this processor and operating system can run, slowest first.
+// Every set that this processor and operating system can run, slowest first. The first call asks Linux
+// for the use of tiles (AMX), which it grants to a process, for all of its threads.
 std::vector<Isa> SupportedIsas();
 
 // The set in use: the best supported one, or what the environment variable TESSERA_ISA names.

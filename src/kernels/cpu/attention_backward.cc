@@ -6,6 +6,7 @@
 // sum over chunks in order of the sum over the chunk's panels in order. One thread takes a whole
 // (sequence, kv head); where the last few of those would leave threads idle, a thread takes one
 // chunk of them with a dQ of its own, and the chunks' dQ are added up afterwards in the same order.
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_tiles.h"
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -39,15 +40,17 @@ Plan MakePlan(const Problem& p, int num_threads) {
 
 struct Scratch {
   RowLimits* rows = nullptr;
-  float* keys_t = nullptr;    // [panel tiles][depth, kTile]
+  float* keys_t = nullptr;    // [panel tiles][depth (with tiles depth_stride), kTile]
   float* values_t = nullptr;  // the same
   float* keys = nullptr;      // [panel_keys, padded], or half as many rows of pairs
-  float* dk = nullptr;        // [panel_keys, padded]
+  float* dk = nullptr;        // [panel_keys, padded]; with tiles [panel tiles][padded, kTile]
   float* dv = nullptr;
   float* q = nullptr;          // [kTile, depth_stride]; floats are scaled
   float* dout = nullptr;       // [kTile, depth_stride]
   float* q_rows = nullptr;     // the same as B of products over rows: in floats the same memory,
   float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]
+  float* q_t = nullptr;        // with tiles: q_rows and dout_rows transposed, [padded, kTile] words
+  float* dout_t = nullptr;
   float* dq = nullptr;        // [kTile, padded]: the panel's part
   float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
   float* ds = nullptr;        // the same: dP, then dS
@@ -73,6 +76,10 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word wo
   s.dout = carver->Floats(tile);
   s.q_rows = carver->Floats(tile / 2);
   s.dout_rows = carver->Floats(tile / 2);
+  if (kHasTiles) {
+    s.q_t = carver->Floats(tile);
+    s.dout_t = carver->Floats(tile);
+  }
   s.dq = carver->Floats(tile);
   s.p = carver->Floats(kTile * kTile);
   s.ds = carver->Floats(kTile * kTile);
@@ -104,6 +111,9 @@ Shared CarveShared(Carver* carver, const Problem& p, const Plan& plan) {
   s.dq = carver->Floats(units * plan.chunks * plan.gradient_floats);
   return s;
 }
+
+// Rows of keys_t and values_t: tiles multiply whole vectors.
+int64_t TransposedDepth(const Problem& p) { return kHasTiles ? p.depth_stride : p.depth; }
 
 template <class T>
 struct Unit {
@@ -180,6 +190,7 @@ TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r
       continue;
     }
     Many<kTogether> x = Load(p + k, kPart), local;
+    if constexpr (kHasTiles) x = Set(problem.q_scale) * x;
     Each<kTogether>(TESSERA_EACH(i) { local.v[i] = lanes + Set((float)(k + i * kLanes)); });
     Many<kTogether> slope = Set(1.0f);  // of the soft cap
     if constexpr (kCap) {
@@ -211,10 +222,11 @@ TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r
 
 // The finished tiles p and ds as words of pairs: along rows both, along keys ds alone.
 void RoundTiles(const Scratch& s, int64_t count) {
-  const int64_t rows = RoundUp(count, 2);
+  const int64_t rows = RoundUp(count, kHasTiles ? kDepthRows : 2);
   if (rows > count) {
-    std::memset(s.p + count * kTile, 0, kTile * 4);
-    std::memset(s.ds + count * kTile, 0, kTile * 4);
+    const size_t bytes = (size_t)((rows - count) * kTile) * 4;
+    std::memset(s.p + count * kTile, 0, bytes);
+    std::memset(s.ds + count * kTile, 0, bytes);
   }
   for (int64_t r = 0; r < count; ++r) {
     const float* from = s.ds + r * kTile;
@@ -242,8 +254,9 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     for (int64_t r = 0; r < rows.count; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
   }
 
-  const float* keys_t = s.keys_t + tile_index * depth * kTile;
-  const float* values_t = s.values_t + tile_index * depth * kTile;
+  const int64_t tile_depth = TransposedDepth(problem);
+  const float* keys_t = s.keys_t + tile_index * tile_depth * kTile;
+  const float* values_t = s.values_t + tile_index * tile_depth * kTile;
   const Product scores = {.a = s.q,
                           .lda = problem.depth_stride,
                           .b = keys_t,
@@ -258,7 +271,11 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
                       .c = s.ds,
                       .ldc = kTile};
   Strips strips;
-  if (edge) {
+  if constexpr (kHasTiles) {
+    const int64_t row_end = RoundUp(rows.count, kTileRows);
+    MultiplyOnTiles<Update::kStore>(scores, 0, row_end, kTile, 0, tile_depth, s.requests);
+    MultiplyOnTiles<Update::kStore>(dp, 0, row_end, kTile, 0, tile_depth, s.requests);
+  } else if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
       rows.KeysOf(row, count, begin, n, &low, &high);
@@ -268,8 +285,10 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   } else {
     WholeStrips(rows.count, depth, kTileVectors, &strips);
   }
-  Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
-  Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
+  if constexpr (!kHasTiles) {
+    Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
+    Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
+  }
 
   WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
     constexpr bool kEdge = decltype(edge_on)::kOn;
@@ -281,6 +300,24 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
 
   if (kPairs) RoundTiles(s, rows.count);
   const int64_t offset = tile_index * kTile * padded;
+  if constexpr (kHasTiles) {
+    const int64_t row_words = RoundUp(rows.count, kDepthRows) / 2, key_words = RoundUp(n, kDepthRows) / 2;
+    const Product dv_t = {
+        .a = s.dout_t, .lda = kTile, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
+    const Product dk_t = {
+        .a = s.q_t, .lda = kTile, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
+    const Product dq_rows = {.a = s.ds_words,
+                             .lda = kTile / 2,
+                             .b = s.keys + offset / 2,
+                             .ldb = padded,
+                             .c = s.dq,
+                             .ldc = padded};
+    MultiplyOnTiles<Update::kAdd>(dv_t, 0, padded, kTile, 0, row_words, s.requests);
+    MultiplyOnTiles<Update::kAdd>(dk_t, 0, padded, kTile, 0, row_words, s.requests);
+    MultiplyOnTiles<Update::kAdd>(dq_rows, 0, RoundUp(rows.count, kTileRows), padded, 0, key_words,
+                                  s.requests);
+    return;
+  }
   const Product dv = {
       .a = s.p, .lda = kTile, .b = s.dout_rows, .ldb = padded, .c = s.dv + offset, .ldc = padded};
   const Product dk = {
@@ -336,13 +373,19 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     PackRows<kWord>(p, k, unit.kv_stride, n, s.dk);
     key_rows = s.dk;
   }
+  const int64_t depth = TransposedDepth(p);
   for (int64_t j = 0; j < n; j += kTile) {
     const int64_t count = MinOf(kTile, n - j), row = j * p.depth_stride;
-    TransposeTile(key_rows + row, count, p.depth, p.depth_stride, s.keys_t + j * p.depth);
-    TransposeTile(s.dv + row, count, p.depth, p.depth_stride, s.values_t + j * p.depth);
+    TransposeTile(key_rows + row, count, depth, p.depth_stride, s.keys_t + j * depth);
+    TransposeTile(s.dv + row, count, depth, p.depth_stride, s.values_t + j * depth);
   }
-  std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
-  std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
+  const int64_t sums = kHasTiles ? RoundUp(n, kTile) : n;
+  std::memset(s.dk, 0, (size_t)(sums * p.padded) * 4);
+  std::memset(s.dv, 0, (size_t)(sums * p.padded) * 4);
+  if (kHasTiles) {  // the depth of dS K in whole tiles
+    const int64_t pairs = CeilDiv(n, 2), whole = RoundUp(n, kDepthRows) / 2;
+    std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
+  }
 
   const int64_t first_row = p.up_to_self ? begin * p.group / kTile * kTile : 0;
   for (int64_t first = first_row; first < p.rows; first += kTile) {
@@ -369,7 +412,11 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       }
       lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;
     }
-    std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
+    if constexpr (kHasTiles) {
+      TransposeTile(s.q_rows, CeilDiv(count, 2), p.padded, p.padded, s.q_t);
+      TransposeTile(s.dout_rows, CeilDiv(count, 2), p.padded, p.padded, s.dout_t);
+    }
+    std::memset(s.dq, 0, (size_t)(RoundUp(count, kTileRows) * p.padded) * 4);
     const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
     unit.q.Request(next, next_count, s.requests);
     unit.dout.Request(next, next_count, s.requests);
@@ -391,6 +438,20 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
   const float dk_scale = kWord == Word::kPair  ? p.shape.scale
                          : p.shape.softcap > 0 ? p.shape.softcap
                                                : kLn2;
+  if constexpr (kHasTiles) {
+    for (int64_t j = 0; j < n; j += kTile) {
+      const int64_t count = MinOf(kTile, n - j);
+      const auto unpack = [&](const float* from, float scale, T* to) {
+        alignas(64) float scales[kTile];
+        for (float& x : scales) x = scale;
+        UnpackTransposed(from + j * p.padded, size, count, scales,
+                         [&](int64_t r) { return to + (begin + j + r) * unit.kv_stride; });
+      };
+      unpack(s.dk, dk_scale, unit.dk);
+      unpack(s.dv, 1.0f, unit.dv);
+    }
+    return;
+  }
   for (int64_t j = 0; j < n; ++j) {
     const int64_t row = (begin + j) * unit.kv_stride;
     UnpackRow(s.dk + j * p.padded, size, dk_scale, unit.dk + row);
@@ -462,6 +523,7 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   const int64_t items = plan.whole_units + split_units * plan.chunks;
   int64_t next = 0;
   pool.Run([&](int thread) {
+    const AttentionScope scope;
     Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
     const Scratch scratch = CarveScratch(&own, p, plan, kWord);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
@@ -507,6 +569,9 @@ int64_t BackwardBytes(const AttentionShape& shape, int num_threads) {
 }
 
 void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
+#if defined(TESSERA_TILES)
+  Backward<Word::kPair, bf16>(args, workspace, pool);
+#else
   const AttentionForwardArgs& forward = args.forward;
   if (forward.dtype == DType::kF32) return Backward<Word::kFloat, float>(args, workspace, pool);
   if constexpr (kHasBf16Dot) {
@@ -515,6 +580,7 @@ void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool&
     }
   }
   Backward<Word::kFloat, bf16>(args, workspace, pool);
+#endif
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

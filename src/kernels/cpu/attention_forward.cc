@@ -67,6 +67,7 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
   const int64_t thread_bytes = ForwardBytes(args.shape, 1);
   int64_t next = 0;
   pool.Run([&](int thread) {
+    const AttentionScope scope;
     Carver carver = {(char*)workspace + thread * thread_bytes, 0};
     const OnlineScratch scratch = CarveOnline(&carver, p.padded, p.shape.dropout > 0);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
@@ -91,6 +92,9 @@ int64_t ForwardBytes(const AttentionShape& shape, int num_threads) {
 }
 
 void RunForward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool) {
+#if defined(TESSERA_TILES)
+  Forward<Word::kPair, bf16>(args, workspace, pool);
+#else
   if (args.dtype == DType::kF32) return Forward<Word::kFloat, float>(args, workspace, pool);
   if constexpr (kHasBf16Dot) {
     if (args.compute == Compute::kBf16) {
@@ -98,6 +102,7 @@ void RunForward(const AttentionForwardArgs& args, void* workspace, ThreadPool& p
     }
   }
   Forward<Word::kFloat, bf16>(args, workspace, pool);
+#endif
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -40,6 +40,7 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
   // The keys' rows [k, k + N) at this vector of queries.
   const auto score = [&](int64_t k, auto part) TESSERA_INLINE_LAMBDA {
     auto x = LoadRows(s + k * kTile, part);
+    if constexpr (kHasTiles) x = Set(p.q_scale) * x;
     if constexpr (kCap) x = Set(p.cap) * Tanh(x);
     if constexpr (kAlibi || kEdge) {
       Each<part.kCount>(TESSERA_EACH(i) {
@@ -50,7 +51,7 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
         }
       });
     }
-    if constexpr (kEdge || kAlibi || kCap) StoreRows(s + k * kTile, x, part);
+    if constexpr (kHasTiles || kEdge || kAlibi || kCap) StoreRows(s + k * kTile, x, part);
     return x;
   };
   constexpr Several<kTogether> kPart;
@@ -124,9 +125,10 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     }
     if (key_from >= key_to) return;
   }
-  if (kPairs) {  // whole pairs of keys; those that no row sees get probability 0
-    key_from = key_from / 2 * 2;
-    key_to = RoundUp(key_to, 2);
+  if (kPairs) {  // whole pairs of keys, or tiles; those that no row sees get probability 0
+    constexpr int64_t kTogether = kHasTiles ? kDepthRows : 2;
+    key_from = key_from / kTogether * kTogether;
+    key_to = RoundUp(key_to, kTogether);
   }
 
   const Product scores = {.a = scratch.keys,
@@ -137,7 +139,10 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                           .ldc = kTile,
                           .scale = &p.q_scale};
   Strips strips;
-  if (edge) {
+  if constexpr (kHasTiles) {
+    MultiplyOnTiles<Update::kStore>(scores, key_from, RoundUp(MinOf(key_to, n), kTileRows),
+                                    vectors * kLanes, 0, p.depth_stride, scratch.requests);
+  } else if (edge) {
     const auto queries = [&](int64_t key, int64_t count) {
       int64_t first = vectors, last = 0;
       for (int64_t v = 0; v < vectors; ++v) {
@@ -151,7 +156,9 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   } else {
     WholeStrips(n, p.depth, vectors, &strips);
   }
-  Multiply<kWord, Layout::kRows, kScores>(scores, strips, vectors, scratch.requests);
+  if constexpr (!kHasTiles) {
+    Multiply<kWord, Layout::kRows, kScores>(scores, strips, vectors, scratch.requests);
+  }
 
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
@@ -168,6 +175,18 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   if (p.shape.dropout > 0) DropScores(p, rows, begin, scratch.keep, scratch.scores);
   if (kPairs) RoundRowsToPairs(key_from, key_to, vectors, scratch.scores);
 
+  if constexpr (kHasTiles) {
+    ScaleColumns(tile->scale, p.padded, vectors, tile->out);
+    const Product out_t = {.a = scratch.values_t,
+                           .lda = kTile,
+                           .b = scratch.scores,
+                           .ldb = kTile,
+                           .c = tile->out,
+                           .ldc = kTile};
+    MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, vectors * kLanes, key_from / 2, key_to / 2,
+                                  scratch.requests);
+    return;
+  }
   const Product out = {.a = scratch.scores,
                        .lda = kTile,
                        .b = scratch.values,
@@ -188,8 +207,10 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(out, strips, p.vectors, scratch.requests);
 }
 
+#if !defined(TESSERA_TILES)
 template void AttendTile<Word::kFloat>(const Problem&, const OnlineScratch&, int64_t, int64_t,
                                        QueryTile*);
+#endif
 #if defined(__AVX512BF16__) || defined(TESSERA_EMULATE_BF16_DOT)
 template void AttendTile<Word::kPair>(const Problem&, const OnlineScratch&, int64_t, int64_t,
                                       QueryTile*);

@@ -2,6 +2,7 @@
 // scores are held transposed, [keys][kTile queries], so maxima and sums need no horizontal steps.
 #pragma once
 
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_tiles.h"
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -21,7 +22,7 @@ struct QueryTile {
   alignas(64) float sum[kTile];    // of 2^(score - max)
   alignas(64) float scale[kTile];  // 2^(old max - max) of the tile at hand
   float* q = nullptr;              // [depth, kTile], transposed; floats are scaled
-  float* out = nullptr;            // [kTile, padded], not yet divided by sum
+  float* out = nullptr;            // [kTile, padded], not yet divided by sum; with tiles transposed
 };
 
 // Tiles of one work item: they share each packed key tile. The number never changes a bit.
@@ -31,6 +32,7 @@ struct OnlineScratch {
   QueryTile* tiles = nullptr;  // [kMaxTilesOfBlock]
   float* keys = nullptr;       // [kTile, depth_stride]
   float* values = nullptr;     // [kTile, padded], or half as many rows of pairs
+  float* values_t = nullptr;   // [padded, kTile] words of pairs along keys, with tiles only
   float* scores = nullptr;     // [kTile keys, kTile queries]
   float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
   Requests* requests = nullptr;
@@ -53,6 +55,7 @@ TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dr
   }
   s.keys = carver->Floats(kTile * padded);
   s.values = carver->Floats(kTile * padded);
+  if (kHasTiles) s.values_t = carver->Floats(kTile * padded);
   s.scores = carver->Floats(kTile * kTile);
   if (dropout) s.keep = carver->Floats(kTile * kTile);
   s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
@@ -70,7 +73,7 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
     if (r + kRowsAhead < count) PrefetchRow(q.Row(first + r + kRowsAhead), p.shape.head_size);
     PackRow<kWord>(q.Row(first + r), p.shape.head_size, p.q_scale, staging + r * p.depth_stride);
   }
-  TransposeTile(staging, count, p.depth, p.depth_stride, tile->q);
+  TransposeTile(staging, count, kHasTiles ? p.depth_stride : p.depth, p.depth_stride, tile->q);
   for (int64_t r = 0; r < kTile; ++r) {
     tile->max[r] = -1e30f;  // finite: -inf minus it is -inf, not NaN
     tile->sum[r] = 0;
@@ -114,6 +117,9 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
       if (!packed) {
         PackRows<kWord>(p, kv.k + begin * kv.stride, kv.stride, n, scratch.keys);
         PackAlongRows<kWord>(p, kv.v + begin * kv.stride, kv.stride, n, scratch.values);
+        if constexpr (kHasTiles) {
+          TransposeTile(scratch.values, CeilDiv(n, 2), p.padded, p.padded, scratch.values_t);
+        }
         packed = true;
       }
       AttendTile<kWord>(p, scratch, begin, n, &scratch.tiles[i]);
@@ -124,6 +130,13 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
 // out = sum of p v / sum of p, in T.
 template <class T>
 TESSERA_INLINE void EndTile(const Problem& p, const QueryTile& tile, const GroupRows<T>& out) {
+  if constexpr (kHasTiles) {
+    alignas(64) float inverse[kTile];
+    for (int64_t r = 0; r < kTile; ++r) inverse[r] = tile.sum[r] > 0 ? 1.0f / tile.sum[r] : 0.0f;
+    UnpackTransposed(tile.out, p.shape.head_size, tile.rows.count, inverse,
+                     [&](int64_t r) { return out.Row(tile.rows.first + r); });
+    return;
+  }
   for (int64_t r = 0; r < tile.rows.count; ++r) {
     const float inverse = tile.sum[r] > 0 ? 1.0f / tile.sum[r] : 0.0f;
     UnpackRow(tile.out + r * p.padded, p.shape.head_size, inverse, out.Row(tile.rows.first + r));

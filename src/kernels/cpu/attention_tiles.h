@@ -16,6 +16,15 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
+#if defined(TESSERA_TILES)
+// Pairs are multiplied on tiles of AMX (attention_amx.h).
+inline constexpr bool kHasTiles = true;
+#else
+inline constexpr bool kHasTiles = false;
+#endif
+// Query or key rows that tiles take at a time: the depth of their products.
+inline constexpr int64_t kDepthRows = 32;
+
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kLn2 = 0.693147180559945309f;
 

@@ -50,7 +50,7 @@ GemmResult Gemm(const GemmArgs& args) {
   return result;
 }
 
-std::vector<float> GemmChain(const GemmArgs& args, bool pairs) {
+std::vector<float> GemmChain(const GemmArgs& args, ChainOrder order) {
   std::vector<float> out;
   const auto step = [&](int64_t i, int64_t j, int64_t k, float sum) {
     return std::fmaf(static_cast<float>(Element(args.a, i, k)),
@@ -59,13 +59,25 @@ std::vector<float> GemmChain(const GemmArgs& args, bool pairs) {
   for (int64_t i = 0; i < args.m; ++i) {
     for (int64_t j = 0; j < args.n; ++j) {
       float sum = args.accumulate ? static_cast<const float*>(args.c)[i * args.ldc + j] : 0.0f;
-      if (pairs) {
-        for (int64_t k = 0; k < args.k; k += 2) {
-          if (k + 1 < args.k) sum = step(i, j, k + 1, sum);
-          sum = step(i, j, k, sum);
-        }
-      } else {
-        for (int64_t k = 0; k < args.k; ++k) sum = step(i, j, k, sum);
+      switch (order) {
+        case ChainOrder::kSteps:
+          for (int64_t k = 0; k < args.k; ++k) sum = step(i, j, k, sum);
+          break;
+        case ChainOrder::kPairs:
+          for (int64_t k = 0; k < args.k; k += 2) {
+            if (k + 1 < args.k) sum = step(i, j, k + 1, sum);
+            sum = step(i, j, k, sum);
+          }
+          break;
+        case ChainOrder::kTiles:
+          for (int64_t first = 0; first < args.k; first += 32) {
+            float parts[2] = {0, 0};
+            for (int64_t k = first; k < args.k && k < first + 32; ++k) {
+              parts[k % 2] = step(i, j, k, parts[k % 2]);
+            }
+            sum += parts[0] + parts[1];
+          }
+          break;
       }
       out.push_back(sum);
     }

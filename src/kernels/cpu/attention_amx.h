@@ -1,0 +1,95 @@
+// Attention's products on the tiles of AMX. A tile takes A by rows alone, so where the products of the
+// other sets read A by columns the transposed result is computed: out^T = V^T P^T, dV^T = dO^T P,
+// dK^T = Q^T dS.
+#pragma once
+
+#include "kernels/cpu/attention_tiles.h"
+
+#if defined(TESSERA_TILES)
+#include "kernels/cpu/amx.h"
+#endif
+
+namespace tessera::kernels::TESSERA_ISA {
+
+#if defined(TESSERA_TILES)
+
+using AttentionScope = TileScope;
+
+// C [row_begin, row_end) x [0, cols) = (kStore) or += (kAdd) A B over words [depth_begin, depth_end);
+// all of them multiples of kTileRows.
+template <Update kUpdate>
+void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64_t cols,
+                     int64_t depth_begin, int64_t depth_end, Requests* requests) {
+  static_assert(kUpdate == Update::kStore || kUpdate == Update::kAdd);
+  const int64_t steps = (depth_end - depth_begin) / kTileRows;
+  for (int64_t row = row_begin; row < row_end; row += 2 * kTileRows) {
+    const TileInput a = {(const char*)(p.a + row * p.lda + depth_begin), 64, p.lda * 4,
+                         kTileRows * p.lda * 4};
+    const bool two_rows = row + kTileRows < row_end;
+    for (int64_t col = 0; col < cols; col += 2 * kTileRows) {
+      const TileInput b = {(const char*)(p.b + depth_begin * p.ldb + col), kTileRows * p.ldb * 4,
+                           p.ldb * 4, 64};
+      float* c = p.c + row * p.ldc + col;
+      const float* from = kUpdate == Update::kAdd ? c : nullptr;
+      requests->Ask();
+      if (two_rows) {
+        if (col + kTileRows < cols) {
+          MultiplySteps<2, 2>(steps, a, b, from, p.ldc, c, p.ldc);
+        } else {
+          MultiplySteps<2, 1>(steps, a, b, from, p.ldc, c, p.ldc);
+        }
+      } else if (col + kTileRows < cols) {
+        MultiplySteps<1, 2>(steps, a, b, from, p.ldc, c, p.ldc);
+      } else {
+        MultiplySteps<1, 1>(steps, a, b, from, p.ldc, c, p.ldc);
+      }
+    }
+  }
+}
+
+#else
+
+struct AttentionScope {
+  TESSERA_INLINE AttentionScope() {}
+  TESSERA_INLINE ~AttentionScope() {}
+};
+
+template <Update kUpdate>
+void MultiplyOnTiles(const Product&, int64_t, int64_t, int64_t, int64_t, int64_t, Requests*) {}
+inline constexpr int64_t kTileRows = 16;
+
+#endif
+
+// x [rows, kTile] times `scale`, column by column.
+TESSERA_INLINE void ScaleColumns(const float* scale, int64_t rows, int64_t vectors, float* x) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    const F32 factor = Load(scale + v * kLanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* at = x + r * kTile + v * kLanes;
+      Store(at, Load(at) * factor);
+    }
+  }
+}
+
+// The first `count` columns of x [size, kTile], times scale[column], as rows row_at(column) of `size`
+// elements. Whole vectors of x are read.
+template <class RowAt>
+TESSERA_INLINE void UnpackTransposed(const float* x, int64_t size, int64_t count, const float* scale,
+                                     const RowAt& row_at) {
+  for (int64_t c0 = 0; c0 < count; c0 += kLanes) {
+    for (int64_t d0 = 0; d0 < size; d0 += kLanes) {
+      F32 block[kLanes];
+      for (int64_t d = 0; d < kLanes; ++d) block[d] = Load(x + (d0 + d) * kTile + c0);
+      Transpose(block);
+      const int64_t columns = MinOf(kLanes, count - c0), left = size - d0;
+      for (int64_t c = 0; c < columns; ++c) {
+        const F32 row = block[c] * Set(scale[c0 + c]);
+        auto* to = row_at(c0 + c) + d0;
+        if (left < kLanes) StorePartial(to, row, left);
+        else Store(to, row);
+      }
+    }
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

@@ -1,0 +1,450 @@
+// Products of bf16 on the tiles of AMX; all others are those of the set without them.
+//
+// A and B are cut into slivers of 32 rows and 32 columns; a tile of C is one of each. One operand is
+// shared by all threads (B, or A as it lies in memory), slivers of the other are dealt out: the
+// thread that takes some packs them, a chunk of k and as many as fit its L2 at a time, and multiplies
+// them with every sliver of the shared operand:
+//   blocks of own slivers -> chunks of k -> shared slivers -> blocks of k (the shared sliver's part
+//   stays in L1) -> own slivers -> tiles.
+// Between blocks of k the chains of a tile of C rest in a buffer of the thread.
+#include "kernels/cpu/gemm_finish.h"
+#include "kernels/cpu/gemm_mirror.h"
+#include "kernels/cpu/gemm_small.h"
+#include "kernels/cpu/gemm_tiles_pack.h"
+#include "kernels/cpu/table.h"
+
+namespace tessera::kernels {
+// The set whose products serve whatever tiles don't.
+namespace TESSERA_PLAIN_ISA {
+void FillGemm(KernelTable& table);
+}
+}  // namespace tessera::kernels
+
+namespace tessera::kernels::TESSERA_ISA {
+
+namespace {
+
+constexpr int64_t kChunkSteps = 48;  // of k, packed at a time; 32 of k each
+constexpr int64_t kBlockSteps = 8;
+constexpr int64_t kOwnBytes = int64_t{1} << 20;     // packed own slivers
+constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
+constexpr int64_t kPartialTiles = 1024;             // tiles of C whose chains rest
+constexpr int64_t kTileFloats = kSliver * kSliver;
+constexpr int64_t kThreadBytes = kOwnBytes + kEdgeBytes + kPartialTiles * kTileFloats * 4;
+constexpr int64_t kSharedBytes = int64_t{24} << 20;  // the shared operand, packed
+
+// Multiply-adds a thread that pay for a parallel region.
+constexpr double kMinWorkPerThread = 1 << 20;
+
+struct PackedHeader {
+  uint64_t magic;
+  int64_t k, n;
+  int64_t unused[5];
+};
+static_assert(sizeof(PackedHeader) == 64);
+constexpr uint64_t kPackedMagic = 0x31545842'6b636150;  // "PackBXT1"
+
+int64_t StepsOf(int64_t k) { return CeilDiv(k, kTileSteps); }
+
+bool IsPackedForTiles(const void* packed_b) {
+  return packed_b != nullptr && static_cast<const PackedHeader*>(packed_b)->magic == kPackedMagic;
+}
+
+// Slivers of one operand that tiles can be loaded from, over one chunk of k; all in bytes.
+struct Slivers {
+  const char* data = nullptr;
+  int64_t sliver = 0;         // from sliver to sliver
+  int64_t step = kStepBytes;  // from step to step of k
+  int64_t row = 64;           // from row to row of a tile
+  int64_t second = kTileBytes;  // from the first to the second tile of a step
+  // Takes the place of sliver `edge_index`, packed: rows past the last one can't be read.
+  const char* edge = nullptr;
+  int64_t edge_index = -1;
+};
+
+TESSERA_INLINE TileInput InputAt(const Slivers& x, int64_t index, int64_t step) {
+  if (index == x.edge_index) return {x.edge + step * kStepBytes, kStepBytes, 64, kTileBytes};
+  return {x.data + index * x.sliver + step * x.step, x.step, x.row, x.second};
+}
+
+// One product: who owns what.
+struct Job {
+  const GemmArgs* args = nullptr;
+  bool rows_owned = false;  // threads own rows of A and share B; else the other way round
+  bool direct_a = false;    // tiles of A are loaded from the matrix itself
+  int64_t row_slivers = 0, col_slivers = 0;
+  int64_t steps = 0;        // of k
+  int64_t chunk_steps = 1;  // even chunks
+  int64_t own_slivers = 1;  // of a block
+
+  int64_t owned() const { return rows_owned ? row_slivers : col_slivers; }
+  int64_t shared() const { return rows_owned ? col_slivers : row_slivers; }
+};
+
+// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps.
+bool CanLoadDirectly(const GemmArgs& args) {
+  const MatrixRef& a = args.a;
+  return !a.transposed && args.row_sums == nullptr && args.k % kTileSteps == 0 &&
+         a.ld % kTileSteps == 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
+}
+
+Job MakeJob(const GemmArgs& args, int64_t threads) {
+  Job job;
+  job.args = &args;
+  job.direct_a = CanLoadDirectly(args);
+  job.row_slivers = CeilDiv(args.m, kSliver);
+  job.col_slivers = CeilDiv(args.n, kSliver);
+  job.steps = StepsOf(args.k);
+  const int64_t chunks = Larger(1, CeilDiv(job.steps, kChunkSteps));
+  job.chunk_steps = Larger(1, CeilDiv(job.steps, chunks));
+  if (args.packed_b != nullptr) {
+    job.rows_owned = true;
+  } else if (job.direct_a) {
+    // Nothing has to be packed together where columns are dealt out.
+    job.rows_owned = job.col_slivers < 8 * threads && job.row_slivers > job.col_slivers;
+  } else {
+    job.rows_owned = job.row_slivers >= job.col_slivers;  // the smaller operand is shared
+  }
+  job.own_slivers =
+      Larger(1, Smaller(kOwnBytes / (job.chunk_steps * kStepBytes), kPartialTiles));
+  return job;
+}
+
+struct ThreadBuffers {
+  char* own;
+  char* edge;
+  float* partial;
+};
+
+ThreadBuffers BuffersOf(void* workspace, int64_t thread) {
+  char* base = static_cast<char*>(workspace) + thread * kThreadBytes;
+  return {base, base + kOwnBytes, reinterpret_cast<float*>(base + kOwnBytes + kEdgeBytes)};
+}
+
+// A tile of C over the steps [step, step + steps) of a chunk.
+struct TileTask {
+  int64_t row_sliver, col_sliver;
+  int64_t step, steps;
+  bool first, last;  // of all k
+  float* partial;    // [32][32] where its chains rest
+};
+
+void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask& task) {
+  const GemmArgs& args = *job.args;
+  const int64_t row = task.row_sliver * kSliver, col = task.col_sliver * kSliver;
+  const int64_t rows = Smaller(kSliver, args.m - row), cols = Smaller(kSliver, args.n - col);
+  const bool whole = rows == kSliver && cols == kSliver;
+  float* const c = args.c_dtype == DType::kF32
+                       ? static_cast<float*>(args.c) + row * args.ldc + col
+                       : nullptr;
+  const float* from = nullptr;
+  int64_t from_ld = kSliver;
+  if (!task.first) {
+    from = task.partial;
+  } else if (args.accumulate) {
+    from = c;
+    from_ld = args.ldc;
+    if (!whole) {
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(task.partial + r * kSliver, c + r * args.ldc, static_cast<size_t>(cols) * 4);
+      }
+      from = task.partial;
+      from_ld = kSliver;
+    }
+  }
+  const bool into_c = task.last && whole && c != nullptr && !HasEpilogue(args);
+  float* const to = into_c ? c : task.partial;
+  const int64_t to_ld = into_c ? args.ldc : kSliver;
+  const TileInput in_a = InputAt(a, task.row_sliver, task.step);
+  const TileInput in_b = InputAt(b, task.col_sliver, task.step);
+  if (rows > kTileRows) {
+    if (cols > kTileRows) {
+      MultiplySteps<2, 2>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
+    } else {
+      MultiplySteps<2, 1>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
+    }
+  } else if (cols > kTileRows) {
+    MultiplySteps<1, 2>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
+  } else {
+    MultiplySteps<1, 1>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
+  }
+  if (task.last && !into_c) FinishTile(args, task.partial, kSliver, row, rows, col, cols);
+}
+
+// What a thread's own slivers are multiplied with: [begin, end) of the shared operand.
+struct SharedPart {
+  const char* packed = nullptr;  // sliver `begin`, all k; null: A as it lies in memory
+  int64_t begin = 0, end = 0;
+  bool add_up = false;  // rows of A that are packed meanwhile are added up too
+};
+
+// The views of both operands over a chunk of k, its own slivers [begin, end) packed on the way.
+void PrepareChunk(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
+                  int64_t step, int64_t steps, const ThreadBuffers& buffers, Slivers* a,
+                  Slivers* b) {
+  const GemmArgs& args = *job.args;
+  const int64_t sliver_bytes = job.steps * kStepBytes, own_bytes = steps * kStepBytes;
+  const auto packed = [](const char* data, int64_t first, int64_t bytes, int64_t at) {
+    Slivers out;
+    out.data = data - first * bytes + at * kStepBytes;
+    out.sliver = bytes;
+    return out;
+  };
+  if (job.direct_a) {
+    Slivers& x = *a = {};
+    x.data = static_cast<const char*>(args.a.data) + step * 64;
+    x.row = args.a.ld * 2;
+    x.sliver = kSliver * x.row;
+    x.step = 64;
+    x.second = kTileRows * x.row;
+    const int64_t last = job.row_slivers - 1;
+    const bool used = job.rows_owned ? begin <= last && last < end
+                                     : shared.begin <= last && last < shared.end;
+    if (args.m % kSliver != 0 && used) {
+      x.edge = buffers.edge;
+      x.edge_index = last;
+      PackTilesA(args.a, args.m, args.k, last, 1, step, steps, nullptr, own_bytes, buffers.edge);
+    }
+  } else if (job.rows_owned) {
+    PackTilesA(args.a, args.m, args.k, begin, end - begin, step, steps,
+               shared.add_up ? args.row_sums : nullptr, own_bytes, buffers.own);
+    *a = packed(buffers.own, begin, own_bytes, 0);
+  } else {
+    *a = packed(shared.packed, shared.begin, sliver_bytes, step);
+  }
+  if (job.rows_owned) {
+    *b = packed(shared.packed, shared.begin, sliver_bytes, step);
+  } else {
+    PackTilesB(args.b, args.n, args.k, begin, end - begin, step, steps, own_bytes, buffers.own);
+    *b = packed(buffers.own, begin, own_bytes, 0);
+  }
+  b->row = kStepBytes / kTileRows;
+  b->second = 64;
+}
+
+// Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand.
+void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
+              const ThreadBuffers& buffers) {
+  const bool rests = job.chunk_steps < job.steps;  // every tile's chains, from chunk to chunk
+  const int64_t most = rests ? Larger(1, kPartialTiles / (end - begin)) : shared.end - shared.begin;
+  for (int64_t from = shared.begin; from < shared.end; from += most) {
+    const int64_t to = Smaller(shared.end, from + most);
+    for (int64_t chunk = 0; chunk == 0 || chunk < job.steps; chunk += job.chunk_steps) {
+      const int64_t steps = Smaller(job.chunk_steps, job.steps - chunk);
+      SharedPart part = shared;
+      part.add_up = shared.add_up && from == shared.begin;
+      Slivers a, b;
+      PrepareChunk(job, part, begin, end, chunk, steps, buffers, &a, &b);
+      const int64_t blocks = Larger(1, CeilDiv(steps, kBlockSteps));
+      for (int64_t other = from; other < to; ++other) {
+        for (int64_t block = 0; block < blocks; ++block) {
+          TileTask task = {};
+          task.step = steps * block / blocks;
+          task.steps = steps * (block + 1) / blocks - task.step;
+          task.first = chunk == 0 && block == 0;
+          task.last = chunk + steps >= job.steps && block == blocks - 1;
+          for (int64_t own = begin; own < end; ++own) {
+            task.row_sliver = job.rows_owned ? own : other;
+            task.col_sliver = job.rows_owned ? other : own;
+            // Of a symmetric C the tiles left of the diagonal are mirrored later.
+            if (job.args->symmetric && task.col_sliver < task.row_sliver) continue;
+            const int64_t at = (own - begin) + (rests ? (other - from) * (end - begin) : 0);
+            task.partial = buffers.partial + at * kTileFloats;
+            RunTile(job, a, b, task);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Runs the regions of one product: on the pool, or on one thread of it.
+struct OnPool {
+  ThreadPool& pool;
+  int64_t threads() const { return pool.num_threads(); }
+  template <class Fn>
+  void Shares(int64_t n, int64_t least, Fn&& fn) {
+    pool.RunShares(n, least, fn);
+  }
+};
+struct OnOneThread {
+  int64_t threads() const { return 1; }
+  template <class Fn>
+  void Shares(int64_t n, int64_t, Fn&& fn) {
+    fn(0, int64_t{0}, n);
+  }
+};
+
+// `shared_bytes` at `packed` for the operand that threads share.
+template <class Regions>
+void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t shared_bytes,
+                Regions&& regions) {
+  const Job job = MakeJob(args, regions.threads());
+  const int64_t sliver_bytes = Larger(1, job.steps * kStepBytes);
+  const char* ready = nullptr;  // packed by the caller
+  if (args.packed_b != nullptr) ready = static_cast<const char*>(args.packed_b) + sizeof(PackedHeader);
+  const bool in_place = job.direct_a && !job.rows_owned;
+  const int64_t group =
+      in_place || ready != nullptr ? job.shared() : Larger(1, shared_bytes / sliver_bytes);
+
+  for (int64_t first = 0; first < job.shared(); first += group) {
+    SharedPart part;
+    part.begin = first;
+    part.end = Smaller(job.shared(), first + group);
+    part.add_up = first == 0 && job.rows_owned && args.row_sums != nullptr;
+    part.packed = ready;
+    if (!in_place && ready == nullptr) {
+      part.packed = packed;
+      regions.Shares(part.end - first, 1, [&](int, int64_t begin, int64_t end) {
+        char* out = packed + begin * sliver_bytes;
+        if (job.rows_owned) {
+          PackTilesB(args.b, args.n, args.k, first + begin, end - begin, 0, job.steps, sliver_bytes,
+                     out);
+        } else {
+          PackTilesA(args.a, args.m, args.k, first + begin, end - begin, 0, job.steps,
+                     args.row_sums, sliver_bytes, out);
+        }
+      });
+    }
+    const int64_t least = Larger(1, Smaller(4, job.owned() / (4 * regions.threads())));
+    regions.Shares(job.owned(), least, [&](int thread, int64_t begin, int64_t end) {
+      const TileScope scope;
+      const ThreadBuffers buffers = BuffersOf(workspace, thread);
+      const int64_t blocks = CeilDiv(end - begin, job.own_slivers), count = end - begin;
+      for (int64_t i = 0; i < blocks; ++i) {
+        RunBlock(job, part, begin + count * i / blocks, begin + count * (i + 1) / blocks, buffers);
+      }
+    });
+  }
+  // Rows that are packed are added up on the way, those of A not transposed where they lie.
+  if (args.row_sums != nullptr && !args.a.transposed) {
+    regions.Shares(args.m, kSliver, [&](int, int64_t begin, int64_t end) {
+      AddRowsAlongK(args.a, args.k, begin, end, args.row_sums);
+    });
+  }
+  if (args.symmetric) {
+    regions.Shares(CeilDiv(args.m, kLanes), 1, [&](int, int64_t begin, int64_t end) {
+      MirrorRows(args, begin * kLanes, Smaller(args.m, end * kLanes));
+    });
+  }
+}
+
+// The set that serves what tiles don't.
+const KernelTable& Plain() {
+  static const KernelTable table = [] {
+    KernelTable plain = {};
+    TESSERA_PLAIN_ISA::FillGemm(plain);
+    return plain;
+  }();
+  return table;
+}
+
+bool TakesTiles(const GemmArgs& args) {
+  if (IsPackedForTiles(args.packed_b)) return true;
+  const bool few_rows = args.m <= kSmallRows && !args.exact_chain && args.row_sums == nullptr;
+  return args.compute == Compute::kBf16 && args.packed_b == nullptr && !few_rows &&
+         args.a.dtype == DType::kBf16 && args.b.dtype == DType::kBf16;
+}
+
+int64_t SharedOffset(int64_t num_threads) { return num_threads * kThreadBytes; }
+
+int64_t WorkspaceBytes(int num_threads) {
+  return Larger(SharedOffset(num_threads) + kSharedBytes, Plain().gemm_workspace_bytes(num_threads));
+}
+
+void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
+  if (!TakesTiles(args)) return Plain().gemm(args, workspace, pool);
+  char* const packed = static_cast<char*>(workspace) + SharedOffset(pool.num_threads());
+  const double work =
+      static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
+  if (pool.num_threads() > 1 && work >= 2 * kMinWorkPerThread) {
+    RunProduct(args, workspace, packed, kSharedBytes, OnPool{pool});
+  } else {
+    ThreadPool::RunAlone(
+        work, [&] { RunProduct(args, workspace, packed, kSharedBytes, OnOneThread{}); });
+  }
+}
+
+void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& pool) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!TakesTiles(args[i])) return Plain().gemm_batch(args, count, workspace, pool);
+  }
+  const int64_t threads = pool.num_threads();
+  const int64_t whole = threads > 1 ? count / threads * threads : count;
+  char* const packed = static_cast<char*>(workspace) + SharedOffset(threads);
+  const int64_t share = kSharedBytes / threads / 64 * 64;
+  if (whole > 0) {
+    pool.Run([&](int thread) {
+      for (int64_t i = whole * thread / threads; i < whole * (thread + 1) / threads; ++i) {
+        const GemmArgs& one = args[i];
+        if (one.m == 0 || one.n == 0) continue;
+        CountPart(thread, static_cast<double>(one.m * one.n * one.k));
+        RunProduct(one, static_cast<char*>(workspace) + thread * kThreadBytes,
+                   packed + thread * share, share, OnOneThread{});
+      }
+    });
+  }
+  // What does not fill all threads is cut inside each product.
+  for (int64_t i = whole; i < count; ++i) {
+    if (args[i].m > 0 && args[i].n > 0) RunGemm(args[i], workspace, pool);
+  }
+}
+
+bool PacksForTiles(DType storage, Compute compute) {
+  return storage == DType::kBf16 && compute == Compute::kBf16;
+}
+
+int64_t PackedBytes(int64_t k, int64_t n, DType storage, Compute compute) {
+  if (!PacksForTiles(storage, compute)) return Plain().packed_b_bytes(k, n, storage, compute);
+  return static_cast<int64_t>(sizeof(PackedHeader)) +
+         CeilDiv(n, kSliver) * StepsOf(k) * kStepBytes;
+}
+
+void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute compute,
+               void* packed, ThreadPool& pool) {
+  if (!PacksForTiles(storage, compute)) {
+    return Plain().pack_b(b, k, n, storage, compute, packed, pool);
+  }
+  PackedHeader* header = static_cast<PackedHeader*>(packed);
+  *header = PackedHeader{kPackedMagic, k, n, {}};
+  char* const slivers = reinterpret_cast<char*>(header + 1);
+  const int64_t steps = StepsOf(k), sliver_bytes = steps * kStepBytes;
+  pool.ParallelFor(CeilDiv(n, kSliver), [&](int64_t begin, int64_t end) {
+    PackTilesB(b, n, k, begin, end - begin, 0, steps, sliver_bytes, slivers + begin * sliver_bytes);
+  });
+}
+
+double PeakBf16(int64_t iterations) {
+  alignas(64) static const char zeros[kTileBytes] = {};
+  const TileScope scope;
+  LoadTile<4>(zeros, 64);
+  LoadTile<5>(zeros, 64);
+  LoadTile<6>(zeros, 64);
+  LoadTile<7>(zeros, 64);
+  ZeroTile<0>();
+  ZeroTile<1>();
+  ZeroTile<2>();
+  ZeroTile<3>();
+  for (int64_t i = 0; i < iterations; ++i) {
+    MultiplyTile<0, 4, 6>();
+    MultiplyTile<1, 4, 7>();
+    MultiplyTile<2, 5, 6>();
+    MultiplyTile<3, 5, 7>();
+  }
+  return 4.0 * 2 * kTileRows * kTileRows * kTileSteps * static_cast<double>(iterations);
+}
+
+}  // namespace
+
+void FillGemm(KernelTable& table) {
+  const KernelTable& plain = Plain();
+  table.gemm = RunGemm;
+  table.gemm_batch = RunBatch;
+  table.gemm_workspace_bytes = WorkspaceBytes;
+  table.packed_b_bytes = PackedBytes;
+  table.pack_b = PackWhole;
+  table.peak_f32 = plain.peak_f32;
+  table.peak_bf16 = PeakBf16;
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA

@@ -1,0 +1,123 @@
+// Packing of bf16 operands into slivers for the tiles of AMX: kSliver rows of A or columns of B, all
+// steps of k one after the other, a step of kStepBytes:
+//   A: two tiles of [16 rows][32 k]
+//   B: [16 pairs of k][32 columns], a word a pair: two tiles side by side
+// Rows, columns and k that do not exist are zeros.
+#pragma once
+
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/gemm_finish.h"
+#include "kernels/cpu/gemm_pack.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+inline constexpr int64_t kSliver = 2 * kTileRows;
+inline constexpr int64_t kStepBytes = 2 * kTileBytes;
+static_assert(kNR == kSliver && kLanes == kTileRows, "tiles are packed with vectors of AVX-512");
+
+// Steps and rows of A^T, [32][ld] from `source`, to the two tiles of a step; where `sums` is given the
+// rows are added up into it in order.
+TESSERA_INLINE void TransposeStep(const bf16* source, int64_t ld, float* sums, uint32_t* out) {
+#pragma GCC unroll 2
+  for (int64_t half = 0; half < 2; ++half) {
+    const bf16* p = source + half * kTileRows;
+    U32 block[kLanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) block[i] = LoadPairs(p + 2 * i * ld, p + (2 * i + 1) * ld);
+    if (sums != nullptr) {
+      F32 sum = Load(sums + half * kTileRows);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        sum = sum + FromBits(block[i] << 16);
+        sum = sum + FromBits(block[i] & 0xffff0000u);
+      }
+      Store(sums + half * kTileRows, sum);
+    }
+    Transpose(block);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) {
+      StoreWords(out + half * (kTileBytes / 4) + i * kTileRows, block[i]);
+    }
+  }
+}
+
+// [rows][k] of a matrix at `source` as a [32][32] with zeros around.
+TESSERA_INLINE void CopyPart(const bf16* source, int64_t ld, int64_t rows, int64_t k,
+                             bf16 (&out)[kTileSteps][kTileSteps]) {
+  std::memset(out, 0, sizeof(out));
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(out[i], source + i * ld, static_cast<size_t>(k) * sizeof(bf16));
+  }
+}
+
+// Slivers [first, first + count) of op(A), `m` rows, over steps of kTileSteps from `step` on of `k`;
+// `sliver_bytes` lie from sliver to sliver in `out`. `row_sums` may be null.
+inline void PackTilesA(const MatrixRef& a, int64_t m, int64_t k, int64_t first, int64_t count,
+                       int64_t step, int64_t steps, float* row_sums, int64_t sliver_bytes,
+                       char* out) {
+  const bf16* data = static_cast<const bf16*>(a.data);
+  bf16 part[kTileSteps][kTileSteps];
+  if (a.transposed) {
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t begin = (step + s) * kTileSteps, depth = Smaller(kTileSteps, k - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = (first + i) * kSliver, rows = Smaller(kSliver, m - row);
+        const bf16* source = data + begin * a.ld + row;
+        uint32_t* tiles = reinterpret_cast<uint32_t*>(out + i * sliver_bytes + s * kStepBytes);
+        float* sums = row_sums == nullptr ? nullptr : row_sums + row;
+        if (rows == kSliver && depth == kTileSteps) {
+          TransposeStep(source, a.ld, sums, tiles);
+          continue;
+        }
+        CopyPart(source, a.ld, depth, rows, part);
+        float own[kSliver] = {};
+        if (sums != nullptr) std::memcpy(own, sums, static_cast<size_t>(rows) * 4);
+        TransposeStep(part[0], kTileSteps, own, tiles);
+        if (sums != nullptr) std::memcpy(sums, own, static_cast<size_t>(rows) * 4);
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = (first + i) * kSliver, rows = Smaller(kSliver, m - row);
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t begin = (step + s) * kTileSteps, depth = Smaller(kTileSteps, k - begin);
+      const bf16* source = data + row * a.ld + begin;
+      int64_t ld = a.ld;
+      char* tiles = out + i * sliver_bytes + s * kStepBytes;
+      if (rows < kSliver || depth < kTileSteps) {
+        CopyPart(source, ld, rows, depth, part);
+        source = part[0];
+        ld = kTileSteps;
+      }
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kSliver; ++r) StoreWords(tiles + r * 64, LoadWords(source + r * ld));
+    }
+  }
+}
+
+// Adds rows [begin, end) of op(A), not transposed, up into row_sums.
+inline void AddRowsAlongK(const MatrixRef& a, int64_t k, int64_t begin, int64_t end,
+                          float* row_sums) {
+  for (int64_t row = begin; row < end; ++row) {
+    const bf16* p = static_cast<const bf16*>(a.data) + row * a.ld;
+    float sum = row_sums[row];
+    for (int64_t i = 0; i < k; ++i) sum += ToFloat(p[i]);
+    row_sums[row] = sum;
+  }
+}
+
+// Slivers [first, first + count) of op(B), `n` columns, in the same way.
+inline void PackTilesB(const MatrixRef& b, int64_t n, int64_t k, int64_t first, int64_t count,
+                       int64_t step, int64_t steps, int64_t sliver_bytes, char* out) {
+  const int64_t begin = step * kTileSteps, depth = Smaller(steps * kTileSteps, k - begin);
+  const int64_t col = first * kSliver, cols = Smaller(count * kSliver, n - col);
+  PackBBlock(b, n, col, cols, begin, depth, Word::kPair, sliver_bytes / 4,
+             reinterpret_cast<uint32_t*>(out));
+  const int64_t used = WordSteps(Word::kPair, depth) * kSliver * 4;
+  for (int64_t i = 0; used < steps * kStepBytes && i < count; ++i) {
+    std::memset(out + i * sliver_bytes + used, 0, static_cast<size_t>(steps * kStepBytes - used));
+  }
+}
+
+}  // namespace tessera::kernels::TESSERA_ISA
