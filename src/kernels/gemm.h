@@ -45,6 +45,8 @@ struct GemmArgs {
   // gradients); or null. Not with `symmetric`.
   float* row_sums = nullptr;
   Compute compute = Compute::kF32;
+  // Each row of A, not transposed, goes on with zeros up to a multiple of 32 columns at least.
+  bool a_padded = false;
   bool exact_chain = true;        // false allows faster orders of summation when m <= 4
   // C is known to be symmetric (m == n, as X X^T): one triangle is computed and mirrored. Only for
   // B without packing and C without bias, epilogue and pre_activation.

@@ -28,6 +28,7 @@ struct CrossEntropyArgs {
                              // row of logits (dlogits == logits, dld == 2 ld)
   DType dlogits_dtype = DType::kF32;
   int64_t dld = 0;
+  int64_t dlogits_columns = 0;  // those of dlogits from vocab up to it, if any, are set to zero
 };
 
 void CrossEntropy(const CrossEntropyArgs& args, ThreadPool& pool);

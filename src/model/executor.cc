@@ -300,6 +300,7 @@ Executor::Call Executor::Bind(const Op& op) const {
         call.dhidden.n = op.width_in;
         call.dhidden.k = op.width_out;
         call.dhidden.a = dlogits;
+        call.dhidden.a_padded = true;
         call.dhidden.b.transposed = false;
         call.dhidden.c = At(op.y);
         call.dhidden.c_dtype = dtype_;
@@ -349,6 +350,7 @@ void Executor::RunLoss(const LossCall& call, const PassContext& context, const O
       loss.dlogits = chunk;
       loss.dlogits_dtype = dtype_;
       loss.dld = call.dhidden.a.ld;
+      loss.dlogits_columns = std::min(loss.dld, RoundUp(config.vocab_size, 32));
     }
     Timed(forms, 1, portion, [&] { kernels::CrossEntropy(loss, pool); });
     if (!call.backward) continue;

@@ -142,7 +142,7 @@ class Builder {
       // that cheap, few enough that a chunk of logits stays near the caches for small vocabularies
       // and small beside the rest for large ones.
       const auto logits = [this](int64_t rows) { return rows * config_.vocab_size * 4; };
-      chunk = logits(1024) <= (int64_t{128} << 20) ? 1024 : 512;
+      chunk = logits(1024) <= (int64_t{256} << 20) ? 1024 : 512;
       while (chunk < 2048 && logits(chunk * 2) <= (int64_t{16} << 20)) chunk *= 2;
     }
     return std::min(chunk, rows_);

@@ -120,10 +120,12 @@ struct TileInput {
   int64_t second;  // to the tile beside (B) or below (A)
 };
 
-// C [32][32] = `from` (zero where null) + A B over `steps` steps of k, to `to`.
-template <int kRowTiles, int kColTiles>
-void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b, const float* from,
-                   int64_t from_ld, float* to, int64_t to_ld) {
+// C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, to `to`.
+// between(step) is called among the products.
+template <int kRowTiles, int kColTiles, class Between>
+TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b,
+                                  const float* from, int64_t from_ld, float* to, int64_t to_ld,
+                                  const Between& between) {
   constexpr bool kRows = kRowTiles == 2, kCols = kColTiles == 2;
   if (from != nullptr) {
     const float* low = from + kTileRows * from_ld;
@@ -142,6 +144,7 @@ void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b, const 
     LoadTile<6>(pb, b.row);
     LoadTile<4>(pa, a.row);
     MultiplyTile<0, 4, 6>();
+    between(s);
     if constexpr (kCols) {
       LoadTile<7>(pb + b.second, b.row);
       MultiplyTile<1, 4, 7>();
@@ -159,6 +162,24 @@ void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b, const 
   if constexpr (kCols) StoreTile<1>(to + kTileRows, to_ld * 4);
   if constexpr (kRows) StoreTile<2>(low, to_ld * 4);
   if constexpr (kRows && kCols) StoreTile<3>(low + kTileRows, to_ld * 4);
+}
+
+// The same for a C of which `rows` and `cols` exist, at most 32.
+template <class Between>
+TESSERA_INLINE void MultiplyPart(int64_t rows, int64_t cols, int64_t steps, const TileInput& a,
+                                 const TileInput& b, const float* from, int64_t from_ld, float* to,
+                                 int64_t to_ld, const Between& between) {
+  if (rows > kTileRows) {
+    if (cols > kTileRows) {
+      MultiplySteps<2, 2>(steps, a, b, from, from_ld, to, to_ld, between);
+    } else {
+      MultiplySteps<2, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+    }
+  } else if (cols > kTileRows) {
+    MultiplySteps<1, 2>(steps, a, b, from, from_ld, to, to_ld, between);
+  } else {
+    MultiplySteps<1, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+  }
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -25,24 +25,13 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
   for (int64_t row = row_begin; row < row_end; row += 2 * kTileRows) {
     const TileInput a = {(const char*)(p.a + row * p.lda + depth_begin), 64, p.lda * 4,
                          kTileRows * p.lda * 4};
-    const bool two_rows = row + kTileRows < row_end;
     for (int64_t col = 0; col < cols; col += 2 * kTileRows) {
       const TileInput b = {(const char*)(p.b + depth_begin * p.ldb + col), kTileRows * p.ldb * 4,
                            p.ldb * 4, 64};
       float* c = p.c + row * p.ldc + col;
       const float* from = kUpdate == Update::kAdd ? c : nullptr;
       requests->Ask();
-      if (two_rows) {
-        if (col + kTileRows < cols) {
-          MultiplySteps<2, 2>(steps, a, b, from, p.ldc, c, p.ldc);
-        } else {
-          MultiplySteps<2, 1>(steps, a, b, from, p.ldc, c, p.ldc);
-        }
-      } else if (col + kTileRows < cols) {
-        MultiplySteps<1, 2>(steps, a, b, from, p.ldc, c, p.ldc);
-      } else {
-        MultiplySteps<1, 1>(steps, a, b, from, p.ldc, c, p.ldc);
-      }
+      MultiplyPart(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc, [](int64_t) {});
     }
   }
 }

@@ -26,6 +26,7 @@ namespace {
 
 constexpr int64_t kChunkSteps = 48;  // of k, packed at a time; 32 of k each
 constexpr int64_t kBlockSteps = 8;
+constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
 constexpr int64_t kOwnBytes = int64_t{1} << 20;     // packed own slivers
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
 constexpr int64_t kPartialTiles = 1024;             // tiles of C whose chains rest
@@ -50,22 +51,43 @@ bool IsPackedForTiles(const void* packed_b) {
   return packed_b != nullptr && static_cast<const PackedHeader*>(packed_b)->magic == kPackedMagic;
 }
 
-// Slivers of one operand that tiles can be loaded from, over one chunk of k; all in bytes.
+// Slivers of one operand that tiles can be loaded from, over one block of k; all in bytes.
 struct Slivers {
   const char* data = nullptr;
-  int64_t sliver = 0;         // from sliver to sliver
-  int64_t step = kStepBytes;  // from step to step of k
-  int64_t row = 64;           // from row to row of a tile
+  int64_t sliver = 0;           // from sliver to sliver
+  int64_t step = kStepBytes;    // from step to step of k
+  int64_t row = 64;             // from row to row of a tile
   int64_t second = kTileBytes;  // from the first to the second tile of a step
   // Takes the place of sliver `edge_index`, packed: rows past the last one can't be read.
   const char* edge = nullptr;
   int64_t edge_index = -1;
+
+  TESSERA_INLINE TileInput At(int64_t index) const {
+    if (index == edge_index) return {edge, kStepBytes, 64, kTileBytes};
+    return {data + index * sliver, step, row, second};
+  }
 };
 
-TESSERA_INLINE TileInput InputAt(const Slivers& x, int64_t index, int64_t step) {
-  if (index == x.edge_index) return {x.edge + step * kStepBytes, kStepBytes, 64, kTileBytes};
-  return {x.data + index * x.sliver + step * x.step, x.step, x.row, x.second};
-}
+// What is asked for among the steps of a tile: rows of the next shared sliver, and the next tile of C.
+struct Ahead {
+  const char* shared = nullptr;  // the first of `shared_rows` rows, or null
+  int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
+  const char* c = nullptr;  // or null
+  int64_t c_row = 0, c_lines = 0, c_rows = 0;  // lines of a row, rows a step
+
+  TESSERA_INLINE void Ask(int64_t step) const {
+    if (shared != nullptr) {
+      const char* line = shared + step * shared_step;
+      for (int64_t r = 0; r < shared_rows; ++r) __builtin_prefetch(line + r * shared_row, 0, 2);
+    }
+    if (c == nullptr) return;
+    const char* line = c + step * c_rows * c_row;
+    for (int64_t r = 0; r < c_rows; ++r, line += c_row) {
+      __builtin_prefetch(line, 1);
+      if (c_lines > 1) __builtin_prefetch(line + 64, 1);
+    }
+  }
+};
 
 // One product: who owns what.
 struct Job {
@@ -84,8 +106,8 @@ struct Job {
 // Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps.
 bool CanLoadDirectly(const GemmArgs& args) {
   const MatrixRef& a = args.a;
-  return !a.transposed && args.row_sums == nullptr && args.k % kTileSteps == 0 &&
-         a.ld % kTileSteps == 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
+  return !a.transposed && args.row_sums == nullptr &&
+         (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
 }
 
 Job MakeJob(const GemmArgs& args, int64_t threads) {
@@ -121,12 +143,13 @@ ThreadBuffers BuffersOf(void* workspace, int64_t thread) {
   return {base, base + kOwnBytes, reinterpret_cast<float*>(base + kOwnBytes + kEdgeBytes)};
 }
 
-// A tile of C over the steps [step, step + steps) of a chunk.
+// A tile of C over a block of k.
 struct TileTask {
   int64_t row_sliver, col_sliver;
-  int64_t step, steps;
+  int64_t steps;
   bool first, last;  // of all k
   float* partial;    // [32][32] where its chains rest
+  Ahead ahead;
 };
 
 void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask& task) {
@@ -155,19 +178,8 @@ void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask&
   const bool into_c = task.last && whole && c != nullptr && !HasEpilogue(args);
   float* const to = into_c ? c : task.partial;
   const int64_t to_ld = into_c ? args.ldc : kSliver;
-  const TileInput in_a = InputAt(a, task.row_sliver, task.step);
-  const TileInput in_b = InputAt(b, task.col_sliver, task.step);
-  if (rows > kTileRows) {
-    if (cols > kTileRows) {
-      MultiplySteps<2, 2>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
-    } else {
-      MultiplySteps<2, 1>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
-    }
-  } else if (cols > kTileRows) {
-    MultiplySteps<1, 2>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
-  } else {
-    MultiplySteps<1, 1>(task.steps, in_a, in_b, from, from_ld, to, to_ld);
-  }
+  MultiplyPart(rows, cols, task.steps, a.At(task.row_sliver), b.At(task.col_sliver), from, from_ld,
+               to, to_ld, [&](int64_t step) TESSERA_INLINE_LAMBDA { task.ahead.Ask(step); });
   if (task.last && !into_c) FinishTile(args, task.partial, kSliver, row, rows, col, cols);
 }
 
@@ -178,80 +190,137 @@ struct SharedPart {
   bool add_up = false;  // rows of A that are packed meanwhile are added up too
 };
 
-// The views of both operands over a chunk of k, its own slivers [begin, end) packed on the way.
-void PrepareChunk(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
-                  int64_t step, int64_t steps, const ThreadBuffers& buffers, Slivers* a,
-                  Slivers* b) {
+// Steps of k: a block of a chunk.
+struct Block {
+  int64_t chunk, chunk_steps;
+  int64_t begin, steps;  // within the chunk
+};
+
+// Packs the thread's own slivers [begin, end) over a block, and the last rows of A where it is read in
+// place and they are no whole sliver. Blocks lie one after the other, each with all of its slivers.
+void PackOwn(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
+             const Block& block, const ThreadBuffers& buffers) {
   const GemmArgs& args = *job.args;
-  const int64_t sliver_bytes = job.steps * kStepBytes, own_bytes = steps * kStepBytes;
-  const auto packed = [](const char* data, int64_t first, int64_t bytes, int64_t at) {
-    Slivers out;
-    out.data = data - first * bytes + at * kStepBytes;
-    out.sliver = bytes;
-    return out;
-  };
-  if (job.direct_a) {
-    Slivers& x = *a = {};
-    x.data = static_cast<const char*>(args.a.data) + step * 64;
-    x.row = args.a.ld * 2;
-    x.sliver = kSliver * x.row;
-    x.step = 64;
-    x.second = kTileRows * x.row;
-    const int64_t last = job.row_slivers - 1;
-    const bool used = job.rows_owned ? begin <= last && last < end
-                                     : shared.begin <= last && last < shared.end;
-    if (args.m % kSliver != 0 && used) {
-      x.edge = buffers.edge;
-      x.edge_index = last;
-      PackTilesA(args.a, args.m, args.k, last, 1, step, steps, nullptr, own_bytes, buffers.edge);
+  const int64_t step = block.chunk + block.begin, bytes = block.steps * kStepBytes;
+  char* const own = buffers.own + (end - begin) * block.begin * kStepBytes;
+  if (!job.rows_owned) {
+    PackTilesB(args.b, args.n, args.k, begin, end - begin, step, block.steps, bytes, own);
+  } else if (!job.direct_a) {
+    PackTilesA(args.a, args.m, args.k, begin, end - begin, step, block.steps,
+               shared.add_up ? args.row_sums : nullptr, bytes, own);
+  }
+  if (job.direct_a && args.m % kSliver != 0) {
+    PackTilesA(args.a, args.m, args.k, job.row_slivers - 1, 1, step, block.steps, nullptr, bytes,
+               buffers.edge + block.begin * kStepBytes);
+  }
+}
+
+// Both operands over a block.
+void ViewBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
+               const Block& block, const ThreadBuffers& buffers, Slivers* a, Slivers* b) {
+  const GemmArgs& args = *job.args;
+  const int64_t step = block.chunk + block.begin;
+  Slivers own, other;
+  own.sliver = block.steps * kStepBytes;
+  own.data = buffers.own + (end - begin) * block.begin * kStepBytes - begin * own.sliver;
+  other.sliver = job.steps * kStepBytes;
+  other.data = shared.packed - shared.begin * other.sliver + step * kStepBytes;
+  *a = job.rows_owned ? own : other;
+  *b = job.rows_owned ? other : own;
+  if (!job.direct_a) return;
+  a->data = static_cast<const char*>(args.a.data) + step * 64;
+  a->row = args.a.ld * 2;
+  a->sliver = kSliver * a->row;
+  a->step = 64;
+  a->second = kTileRows * a->row;
+  if (args.m % kSliver != 0) {
+    a->edge = buffers.edge + block.begin * kStepBytes;
+    a->edge_index = job.row_slivers - 1;
+  }
+}
+
+// The tiles of one shared sliver over a block of k.
+struct StripTask {
+  int64_t begin, end;  // own slivers
+  int64_t shared;
+  bool first, last;
+  float* partial;                // of the first own sliver
+  TileInput next = {};           // the shared sliver that is wanted next; data is null without one
+};
+
+void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
+              const StripTask& strip) {
+  const GemmArgs& args = *job.args;
+  const int64_t own_count = strip.end - strip.begin;
+  TileTask task = {};
+  task.steps = steps;
+  task.first = strip.first;
+  task.last = strip.last;
+  task.partial = strip.partial;
+  Ahead& ahead = task.ahead;
+  const int64_t element = DTypeBytes(args.c_dtype);
+  if ((strip.first && args.accumulate) || strip.last) {
+    ahead.c_row = args.ldc * element;
+    ahead.c_lines = element / 2;
+    ahead.c_rows = CeilDiv(kSliver, Larger(1, steps));
+  }
+  const int64_t next_rows = CeilDiv(kSliver, own_count);
+  ahead.shared_step = strip.next.step;
+  ahead.shared_row = strip.next.row;
+  for (int64_t own = strip.begin; own < strip.end; ++own, task.partial += kTileFloats) {
+    task.row_sliver = job.rows_owned ? own : strip.shared;
+    task.col_sliver = job.rows_owned ? strip.shared : own;
+    // Of a symmetric C the tiles left of the diagonal are mirrored later.
+    if (args.symmetric && task.col_sliver < task.row_sliver) continue;
+    const int64_t row = (own - strip.begin) * next_rows;
+    ahead.shared_rows = strip.next.data == nullptr ? 0 : Smaller(next_rows, kSliver - row);
+    ahead.shared = ahead.shared_rows <= 0 ? nullptr : strip.next.data + row * strip.next.row;
+    ahead.c = nullptr;
+    if (ahead.c_rows > 0 && own + 1 < strip.end) {
+      const int64_t next_row = task.row_sliver + (job.rows_owned ? 1 : 0);
+      const int64_t next_col = task.col_sliver + (job.rows_owned ? 0 : 1);
+      ahead.c = static_cast<const char*>(args.c) +
+                (next_row * args.ldc + next_col) * kSliver * element;
     }
-  } else if (job.rows_owned) {
-    PackTilesA(args.a, args.m, args.k, begin, end - begin, step, steps,
-               shared.add_up ? args.row_sums : nullptr, own_bytes, buffers.own);
-    *a = packed(buffers.own, begin, own_bytes, 0);
-  } else {
-    *a = packed(shared.packed, shared.begin, sliver_bytes, step);
+    RunTile(job, a, b, task);
   }
-  if (job.rows_owned) {
-    *b = packed(shared.packed, shared.begin, sliver_bytes, step);
-  } else {
-    PackTilesB(args.b, args.n, args.k, begin, end - begin, step, steps, own_bytes, buffers.own);
-    *b = packed(buffers.own, begin, own_bytes, 0);
-  }
-  b->row = kStepBytes / kTileRows;
-  b->second = 64;
 }
 
 // Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand.
 void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
               const ThreadBuffers& buffers) {
   const bool rests = job.chunk_steps < job.steps;  // every tile's chains, from chunk to chunk
-  const int64_t most = rests ? Larger(1, kPartialTiles / (end - begin)) : shared.end - shared.begin;
+  const int64_t own_count = end - begin;
+  const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
     const int64_t to = Smaller(shared.end, from + most);
+    SharedPart part = shared;
+    part.add_up = shared.add_up && from == shared.begin;
     for (int64_t chunk = 0; chunk == 0 || chunk < job.steps; chunk += job.chunk_steps) {
-      const int64_t steps = Smaller(job.chunk_steps, job.steps - chunk);
-      SharedPart part = shared;
-      part.add_up = shared.add_up && from == shared.begin;
-      Slivers a, b;
-      PrepareChunk(job, part, begin, end, chunk, steps, buffers, &a, &b);
-      const int64_t blocks = Larger(1, CeilDiv(steps, kBlockSteps));
+      const int64_t chunk_steps = Smaller(job.chunk_steps, job.steps - chunk);
+      const int64_t blocks = Larger(1, CeilDiv(chunk_steps, kBlockSteps));
+      Slivers a[kChunkBlocks], b[kChunkBlocks];
+      Block block[kChunkBlocks];
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t at = chunk_steps * i / blocks;
+        block[i] = {chunk, chunk_steps, at, chunk_steps * (i + 1) / blocks - at};
+        PackOwn(job, part, begin, end, block[i], buffers);
+        ViewBlock(job, part, begin, end, block[i], buffers, &a[i], &b[i]);
+      }
       for (int64_t other = from; other < to; ++other) {
-        for (int64_t block = 0; block < blocks; ++block) {
-          TileTask task = {};
-          task.step = steps * block / blocks;
-          task.steps = steps * (block + 1) / blocks - task.step;
-          task.first = chunk == 0 && block == 0;
-          task.last = chunk + steps >= job.steps && block == blocks - 1;
-          for (int64_t own = begin; own < end; ++own) {
-            task.row_sliver = job.rows_owned ? own : other;
-            task.col_sliver = job.rows_owned ? other : own;
-            // Of a symmetric C the tiles left of the diagonal are mirrored later.
-            if (job.args->symmetric && task.col_sliver < task.row_sliver) continue;
-            const int64_t at = (own - begin) + (rests ? (other - from) * (end - begin) : 0);
-            task.partial = buffers.partial + at * kTileFloats;
-            RunTile(job, a, b, task);
+        for (int64_t i = 0; i < blocks; ++i) {
+          StripTask strip = {};
+          strip.begin = begin;
+          strip.end = end;
+          strip.shared = other;
+          strip.first = chunk == 0 && i == 0;
+          strip.last = chunk + chunk_steps >= job.steps && i == blocks - 1;
+          strip.partial = buffers.partial + (rests ? (other - from) * own_count * kTileFloats : 0);
+          const int64_t next = (i + 1) % blocks, next_other = other + (i + 1) / blocks;
+          if (next_other < to) {
+            strip.next = (job.rows_owned ? b[next] : a[next]).At(next_other);
           }
+          RunStrip(job, a[i], b[i], block[i].steps, strip);
         }
       }
     }

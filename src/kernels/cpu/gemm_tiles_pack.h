@@ -1,7 +1,7 @@
-// Packing of bf16 operands into slivers for the tiles of AMX: kSliver rows of A or columns of B, all
-// steps of k one after the other, a step of kStepBytes:
-//   A: two tiles of [16 rows][32 k]
-//   B: [16 pairs of k][32 columns], a word a pair: two tiles side by side
+// Packing of bf16 operands into slivers for the tiles of AMX: kSliver rows of A or columns of B, steps
+// of k one after the other, two tiles a step:
+//   A: [16 rows][32 k]
+//   B: [16 pairs of k][16 columns], a word a pair
 // Rows, columns and k that do not exist are zeros.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace tessera::kernels::TESSERA_ISA {
 
 inline constexpr int64_t kSliver = 2 * kTileRows;
 inline constexpr int64_t kStepBytes = 2 * kTileBytes;
-static_assert(kNR == kSliver && kLanes == kTileRows, "tiles are packed with vectors of AVX-512");
+static_assert(kLanes == kTileRows, "tiles are packed with vectors of AVX-512");
 
 // Steps and rows of A^T, [32][ld] from `source`, to the two tiles of a step; where `sums` is given the
 // rows are added up into it in order.
@@ -41,12 +41,16 @@ TESSERA_INLINE void TransposeStep(const bf16* source, int64_t ld, float* sums, u
   }
 }
 
-// [rows][k] of a matrix at `source` as a [32][32] with zeros around.
-TESSERA_INLINE void CopyPart(const bf16* source, int64_t ld, int64_t rows, int64_t k,
+// [rows][cols] at `source` as bf16, with zeros around.
+template <class Source>
+TESSERA_INLINE void CopyPart(const Source* source, int64_t ld, int64_t rows, int64_t cols,
                              bf16 (&out)[kTileSteps][kTileSteps]) {
   std::memset(out, 0, sizeof(out));
   for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(out[i], source + i * ld, static_cast<size_t>(k) * sizeof(bf16));
+    for (int64_t j = 0; j < cols; ++j) {
+      if constexpr (sizeof(Source) == 2) out[i][j] = source[i * ld + j];
+      else out[i][j] = ToBf16(source[i * ld + j]);
+    }
   }
 }
 
@@ -107,16 +111,73 @@ inline void AddRowsAlongK(const MatrixRef& a, int64_t k, int64_t begin, int64_t 
   }
 }
 
-// Slivers [first, first + count) of op(B), `n` columns, in the same way.
+// Steps of B as it is multiplied, [32 k][32 columns], to the two tiles of a step.
+TESSERA_INLINE void PairStep(const bf16* source, int64_t ld, uint32_t* out) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    const bf16 *low = source + 2 * i * ld, *high = low + ld;
+    StoreWords(out + i * kTileRows, LoadPairs(low, high));
+    StoreWords(out + kTileBytes / 4 + i * kTileRows, LoadPairs(low + kLanes, high + kLanes));
+  }
+}
+
+// The same from B^T, [32 columns][32 k].
+TESSERA_INLINE void PairStepAlongK(const bf16* source, int64_t ld, uint32_t* out) {
+#pragma GCC unroll 2
+  for (int64_t half = 0; half < 2; ++half) {
+    const bf16* p = source + half * kTileRows * ld;
+    U32 block[kLanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) block[i] = LoadWords(p + i * ld);
+    Transpose(block);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) {
+      StoreWords(out + half * (kTileBytes / 4) + i * kTileRows, block[i]);
+    }
+  }
+}
+
+template <class Source>
+void PackTilesB(const Source* data, int64_t ld, bool along_k, int64_t n, int64_t k, int64_t first,
+                int64_t count, int64_t step, int64_t steps, int64_t sliver_bytes, char* out) {
+  bf16 part[kTileSteps][kTileSteps];
+  const auto pack = [&](int64_t i, int64_t s) TESSERA_INLINE_LAMBDA {
+    const int64_t col = (first + i) * kSliver, cols = Smaller(kSliver, n - col);
+    const int64_t begin = (step + s) * kTileSteps, depth = Smaller(kTileSteps, k - begin);
+    const Source* from = along_k ? data + col * ld + begin : data + begin * ld + col;
+    const bf16* source = nullptr;
+    int64_t stride = ld;
+    if constexpr (sizeof(Source) == 2) source = from;
+    if (source == nullptr || cols < kSliver || depth < kTileSteps) {
+      CopyPart(from, ld, along_k ? cols : depth, along_k ? depth : cols, part);
+      source = part[0];
+      stride = kTileSteps;
+    }
+    uint32_t* tiles = reinterpret_cast<uint32_t*>(out + i * sliver_bytes + s * kStepBytes);
+    if (along_k) PairStepAlongK(source, stride, tiles);
+    else PairStep(source, stride, tiles);
+  };
+  // In the order in which the matrix lies in memory.
+  if (along_k) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t s = 0; s < steps; ++s) pack(i, s);
+    }
+  } else {
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int64_t i = 0; i < count; ++i) pack(i, s);
+    }
+  }
+}
+
+// Slivers [first, first + count) of op(B), `n` columns, in the same way; fp32 is rounded.
 inline void PackTilesB(const MatrixRef& b, int64_t n, int64_t k, int64_t first, int64_t count,
                        int64_t step, int64_t steps, int64_t sliver_bytes, char* out) {
-  const int64_t begin = step * kTileSteps, depth = Smaller(steps * kTileSteps, k - begin);
-  const int64_t col = first * kSliver, cols = Smaller(count * kSliver, n - col);
-  PackBBlock(b, n, col, cols, begin, depth, Word::kPair, sliver_bytes / 4,
-             reinterpret_cast<uint32_t*>(out));
-  const int64_t used = WordSteps(Word::kPair, depth) * kSliver * 4;
-  for (int64_t i = 0; used < steps * kStepBytes && i < count; ++i) {
-    std::memset(out + i * sliver_bytes + used, 0, static_cast<size_t>(steps * kStepBytes - used));
+  if (b.dtype == DType::kBf16) {
+    PackTilesB(static_cast<const bf16*>(b.data), b.ld, b.transposed, n, k, first, count, step, steps,
+               sliver_bytes, out);
+  } else {
+    PackTilesB(static_cast<const float*>(b.data), b.ld, b.transposed, n, k, first, count, step,
+               steps, sliver_bytes, out);
   }
 }
 

@@ -147,7 +147,13 @@ void Row(const CrossEntropyArgs& args, int64_t row) {
 template <class G, bool kCap>
 void AllRows(const CrossEntropyArgs& args, ThreadPool& pool) {
   ParallelRows(pool, args.rows, args.vocab, [&args](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) Row<G, kCap>(args, row);
+    for (int64_t row = begin; row < end; ++row) {
+      Row<G, kCap>(args, row);
+      if (args.dlogits != nullptr && args.dlogits_columns > args.vocab) {
+        ZeroRow(static_cast<G*>(args.dlogits) + row * args.dld + args.vocab,
+                args.dlogits_columns - args.vocab);
+      }
+    }
   });
 }
 
