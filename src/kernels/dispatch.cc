@@ -4,6 +4,9 @@
 
 namespace tessera::kernels {
 
+int64_t ChainGrain(Compute compute) {
+  return compute == Compute::kBf16 ? ActiveTable().bf16_chain_grain : 1;
+}
 int64_t GemmWorkspaceBytes(int num_threads) {
   return ActiveTable().gemm_workspace_bytes(num_threads);
 }

@@ -1,10 +1,10 @@
 // Matrix products: C = op(A) op(B) (+ C) (+ bias), row-major, on every thread of the pool.
 //
 // Contract on bits: every element of C is one chain of fused multiply-adds in fp32 over
-// k = 0..K-1 in increasing order, started from 0 or, with `accumulate`, from C; with
-// Compute::kBf16 the chain runs over pairs (k, k+1) as VDPBF16PS does. So the result depends
-// neither on the number of threads nor on how rows (or, when accumulating, k) are cut into calls;
-// for kBf16 the cuts must be even. Products with M <= 4 that take no packed operand may sum in
+// k = 0..K-1 in increasing order, started from 0 or, with `accumulate`, from C. With
+// Compute::kBf16 the chain takes several steps of k at a time: pairs (k, k+1) as VDPBF16PS does, or
+// 32 as TDPBF16PS does (cpu/amx.h). So the result depends neither on the number of threads nor on how
+// rows (or, when accumulating, k at multiples of ChainGrain) are cut into calls. Products with M <= 4 that take no packed operand may sum in
 // another fixed order (they serve decoding), see GemmArgs::exact_chain.
 #pragma once
 
@@ -52,6 +52,9 @@ struct GemmArgs {
   // B without packing and C without bias, epilogue and pre_activation.
   bool symmetric = false;
 };
+
+// Steps of k that the active instruction set's chain of bf16 products takes at a time: 1, 2 or 32.
+int64_t ChainGrain(Compute compute);
 
 // Bytes of scratch that any Gemm call may use with this many threads; independent of the shape.
 int64_t GemmWorkspaceBytes(int num_threads);

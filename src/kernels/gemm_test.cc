@@ -40,9 +40,6 @@ struct Variant {
   bool fused = true;  // has fused multiply-adds
   // How bf16 is multiplied as such, emulated or not: kSteps where it is widened.
   reference::ChainOrder order = reference::ChainOrder::kSteps;
-
-  // Steps of k between which calls may be cut.
-  int64_t grain() const { return order == reference::ChainOrder::kTiles ? 32 : 2; }
 };
 
 // Every set that this machine runs, and those with the bf16 dot emulated.
@@ -524,7 +521,7 @@ TEST(Gemm, CutsOfRowsAndOfKGiveTheSameBits) {
       }
       for (int64_t k = 0; k < args.k;) {
         GemmArgs part = args;
-        const int64_t grain = variant.grain();
+        const int64_t grain = variant.table.bf16_chain_grain;
         part.k = std::min<int64_t>(args.k - k, k == 0 ? grain : 512 + grain);
         part.a.data = product.a.bytes.data() + k * 2;
         part.b.data = product.b.bytes.data() + k * product.b.ld * 2;

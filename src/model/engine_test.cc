@@ -56,12 +56,16 @@ ModelConfig Small(std::string_view name) {
   return *config;
 }
 
+constexpr int64_t kSequences = 4, kLength = 21, kSteps = 3;
+
 struct RunOptions {
   int threads = 1;
   int64_t microbatch = 1;
   int64_t virtual_ranks = 1;
   Recompute recompute = Recompute::kNone;
   Precision precision = Precision::kFp32;
+  kernels::Compute compute = kernels::Compute::kF32;
+  int64_t length = kLength;
   UpdateRule optimizer = UpdateRule::kAdamW;
 };
 
@@ -71,17 +75,16 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-constexpr int64_t kSequences = 4, kLength = 21, kSteps = 3;
-
 Outcome TrainSmall(const ModelConfig& config, const RunOptions& run) {
   ThreadPool pool(run.threads);
   PlanOptions options;
-  options.sequence_length = kLength;
+  options.sequence_length = run.length;
   options.global_batch = kSequences;
   options.microbatch = run.microbatch;
   options.virtual_ranks = run.virtual_ranks;
   options.recompute = run.recompute;
   options.precision = run.precision;
+  options.compute = run.compute;
   options.optimizer = run.optimizer;
   options.num_threads = run.threads;
   auto plan = BuildPlan(config, options);
@@ -91,7 +94,7 @@ Outcome TrainSmall(const ModelConfig& config, const RunOptions& run) {
   (*engine)->InitializeWeights(7);
   Outcome outcome;
   for (int64_t step = 1; step <= kSteps; ++step) {
-    const Data data = MakeData(kSequences, kLength, config.vocab_size, static_cast<uint64_t>(step));
+    const Data data = MakeData(kSequences, run.length, config.vocab_size, static_cast<uint64_t>(step));
     const StepBatch batch{kSequences, data.tokens.data(), data.targets.data(), nullptr};
     const StepResult result = (*engine)->ForwardBackward(batch, {.z_loss = 1e-4}, 3, step);
     EXPECT_TRUE(result.finite);
@@ -166,6 +169,23 @@ TEST(ModelConfig, ProductsLeaveOutLookups) {
   config->bigram_buckets = 100;
   EXPECT_EQ(TrainFlopsPerToken(*config, 1024) - ProductFlopsPerToken(*config, 1024),
             6 * width * static_cast<double>(config->max_seq_len + config->vocab_size + 100));
+}
+
+// Products of bf16 as the processor multiplies them: lengths that are whole steps of its chain, and some
+// that are not.
+TEST(Engine, MultipliedInBf16BitsDoNotDependOnThreadsOrMicrobatch) {
+  const ModelConfig config = Small("gpt2-tiny");
+  for (const int64_t length : {kLength, kLength + 1, int64_t{32}}) {
+    RunOptions run = {.precision = Precision::kAmpBf16,
+                      .compute = kernels::Compute::kBf16,
+                      .length = length};
+    const Outcome base = TrainSmall(config, run);
+    for (const int64_t microbatch : {1, 2, 4}) {
+      run.threads = static_cast<int>(microbatch);
+      run.microbatch = microbatch;
+      EXPECT_TRUE(base == TrainSmall(config, run)) << length << " in passes of " << microbatch;
+    }
+  }
 }
 
 TEST(Engine, MuonBitsDoNotDependOnThreads) {

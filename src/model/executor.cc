@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 
 namespace tessera {
@@ -94,6 +95,13 @@ kernels::QkvArgs Executor::BindQkv(const Op& op) const {
     args.sin = memory_.rope_sin;
   }
   return args;
+}
+
+// A weight gradient's chain over tokens is cut between passes at multiples of `cut`: where those are no
+// whole steps of the multiplier, fp32 keeps the bits the same for every micro-batch.
+kernels::Compute Executor::WeightGradientCompute(int64_t cut) const {
+  const kernels::Compute compute = plan_.options.compute;
+  return cut % kernels::ChainGrain(compute) == 0 ? compute : kernels::Compute::kF32;
 }
 
 GemmArgs Executor::LogitsProduct(const Op& op) const {
@@ -225,7 +233,7 @@ Executor::Call Executor::Bind(const Op& op) const {
       gemm.c = Grad(op.weight);
       gemm.ldc = op.width_in;
       gemm.accumulate = true;
-      gemm.compute = plan_.options.compute;
+      gemm.compute = WeightGradientCompute(length);
       if (op.bias != kNone) gemm.row_sums = Grad(op.bias);
       return gemm;
     }
@@ -312,6 +320,7 @@ Executor::Call Executor::Bind(const Op& op) const {
         call.dweight.c = Grad(op.weight);
         call.dweight.c_dtype = DType::kF32;
         call.dweight.accumulate = true;
+        call.dweight.compute = WeightGradientCompute(std::gcd(length, program_.loss_chunk));
       }
       return call;
     }

@@ -129,6 +129,7 @@ class Executor {
     profile_->Time(forms->slot[part], forms->layer,
                    {all.flops * portion, all.bytes * portion, all.vector_ops * portion}, fn);
   }
+  kernels::Compute WeightGradientCompute(int64_t cut) const;
   kernels::GemmArgs LogitsProduct(const Op& op) const;
 
   // Address helpers; null for kNone.

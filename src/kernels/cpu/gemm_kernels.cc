@@ -662,6 +662,7 @@ void FillGemm(KernelTable& table) {
   table.gemm_workspace_bytes = WorkspaceBytes;
   table.packed_b_bytes = PackedBytes;
   table.pack_b = PackWhole;
+  table.bf16_chain_grain = kHasBf16Dot ? 2 : 1;
   table.peak_f32 = PeakF32;
 #if defined(__AVX512BF16__)
   table.peak_bf16 = PeakBf16;

@@ -512,6 +512,7 @@ void FillGemm(KernelTable& table) {
   table.gemm_workspace_bytes = WorkspaceBytes;
   table.packed_b_bytes = PackedBytes;
   table.pack_b = PackWhole;
+  table.bf16_chain_grain = kTileSteps;
   table.peak_f32 = plain.peak_f32;
   table.peak_bf16 = PeakBf16;
 }

@@ -23,6 +23,7 @@ struct KernelTable {
   int64_t (*packed_b_bytes)(int64_t k, int64_t n, DType storage, Compute compute);
   void (*pack_b)(const MatrixRef&, int64_t k, int64_t n, DType storage, Compute compute, void*,
                  ThreadPool&);
+  int64_t bf16_chain_grain;  // ChainGrain of Compute::kBf16
   // Raw multiply-add rate of one thread: runs `iterations` and returns the FLOPs done.
   double (*peak_f32)(int64_t iterations);
   double (*peak_bf16)(int64_t iterations);  // null where the set has no bf16 dot
