@@ -14,7 +14,8 @@ namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
 // Keys whose packed forms and gradients (5 panels of fp32) stay in a 1 MiB L2 beside a row tile.
-int64_t PanelKeys(int64_t padded) { return padded <= 128 ? 256 : 128; }
+// Where tiles multiply, twice as many: L2 is larger there, and packing rows for a panel more of the work.
+int64_t PanelKeys(int64_t padded) { return (padded <= 128 ? 256 : 128) * (kHasTiles ? 2 : 1); }
 inline constexpr int64_t kMaxChunks = 8;
 
 struct Plan {

@@ -25,8 +25,9 @@ struct QueryTile {
   float* out = nullptr;            // [kTile, padded], not yet divided by sum; with tiles transposed
 };
 
-// Tiles of one work item: they share each packed key tile. The number never changes a bit.
-inline constexpr int64_t kMaxTilesOfBlock = 4;
+// Tiles of one work item: they share each packed key tile. The number never changes a bit. Where tiles
+// multiply, packing is most of the work.
+inline constexpr int64_t kMaxTilesOfBlock = kHasTiles ? 16 : 4;
 
 struct OnlineScratch {
   QueryTile* tiles = nullptr;  // [kMaxTilesOfBlock]
