@@ -49,10 +49,20 @@ inline constexpr int64_t kTileRows = 16;
 
 #endif
 
+TESSERA_INLINE bool AllOnes(F32 x) {
+  float lanes[kLanes];
+  Store(lanes, x);
+  bool all = true;
+  for (int64_t i = 0; i < kLanes; ++i) all &= lanes[i] == 1.0f;
+  return all;
+}
+
 // x [rows, kTile] times `scale`, column by column.
 TESSERA_INLINE void ScaleColumns(const float* scale, int64_t rows, int64_t vectors, float* x) {
   for (int64_t v = 0; v < vectors; ++v) {
     const F32 factor = Load(scale + v * kLanes);
+    if (AllOnes(factor)) continue;
+#pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
       float* at = x + r * kTile + v * kLanes;
       Store(at, Load(at) * factor);

@@ -8,6 +8,7 @@
 // chunk of them with a dQ of its own, and the chunks' dQ are added up afterwards in the same order.
 #include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/many.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -55,7 +56,8 @@ struct Scratch {
   float* dq = nullptr;        // [kTile, padded]: the panel's part
   float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
   float* ds = nullptr;        // the same: dP, then dS
-  float* ds_words = nullptr;  // dS with pairs along keys: [kTile, kTile / 2]; floats: ds
+  float* ds_words = nullptr;  // dS with pairs along keys: [kTile, kTile / 2], with tiles of a panel:
+                              // [kTile, panel_keys / 2]; floats: ds
   float* keep = nullptr;      // [kTile]
   float* delta = nullptr;     // [rows]
   float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
@@ -84,7 +86,7 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word wo
   s.dq = carver->Floats(tile);
   s.p = carver->Floats(kTile * kTile);
   s.ds = carver->Floats(kTile * kTile);
-  s.ds_words = carver->Floats(kTile * kTile / 2);
+  s.ds_words = carver->Floats(kTile * (kHasTiles ? plan.panel_keys : kTile) / 2);
   s.keep = carver->Floats(kTile);
   s.delta = carver->Floats(p.rows);
   s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
@@ -221,8 +223,9 @@ TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r
   }
 }
 
-// The finished tiles p and ds as words of pairs: along rows both, along keys ds alone.
-void RoundTiles(const Scratch& s, int64_t count) {
+// The finished tiles p and ds as words of pairs: along rows both, along keys ds alone, whose rows then
+// lie `words_stride` apart.
+void RoundTiles(const Scratch& s, int64_t count, float* words, int64_t words_stride) {
   const int64_t rows = RoundUp(count, kHasTiles ? kDepthRows : 2);
   if (rows > count) {
     const size_t bytes = (size_t)((rows - count) * kTile) * 4;
@@ -232,7 +235,7 @@ void RoundTiles(const Scratch& s, int64_t count) {
   for (int64_t r = 0; r < count; ++r) {
     const float* from = s.ds + r * kTile;
     for (int64_t k = 0; k < kTile; k += 2 * kLanes) {
-      StoreWords(s.ds_words + (r * kTile + k) / 2,
+      StoreWords(words + r * words_stride + k / 2,
                  RoundToWords(Load(from + k), Load(from + k + kLanes)));
     }
   }
@@ -240,10 +243,88 @@ void RoundTiles(const Scratch& s, int64_t count) {
   RoundRowsToPairs(0, rows, kTileVectors, s.ds);
 }
 
-// One tile of rows (packed in scratch) with one tile of keys: adds to dk, dv and dq of scratch.
+// ScoreRow and RoundTiles in one, without bias, cap and dropout, for rows [begin, end) (even) from the
+// raw products Q K^T. Where kEdge, row r sees keys [from[r], to[r]) of the tile, none past the last row.
+template <bool kEdge>
+void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t end,
+               const float* lse, const float* delta, const int64_t* from, const int64_t* to,
+               float* words, int64_t words_stride) {
+  constexpr int kVectors = 2;  // of keys, of two rows each
+  using Part = Many<2 * kVectors>;
+  const F32 q_scale = Set(problem.q_scale);
+  I32 lanes;
+  for (int32_t i = 0; i < kLanes; ++i) lanes[i] = i;
+  for (int64_t r = begin; r < end; r += 2) {
+    const float *p = s.p + r * kTile, *ds = s.ds + r * kTile;
+    float *p_pairs = s.p + r / 2 * kTile, *ds_pairs = s.ds + r / 2 * kTile;
+    Part minus_lse, minus_delta;
+    Each<2 * kVectors>(TESSERA_EACH(i) {
+      const int64_t row = r + i / kVectors;
+      const bool exists = !kEdge || row < s.rows->count;
+      minus_lse.v[i] = Set(exists ? -lse[row] : 0.0f);
+      minus_delta.v[i] = Set(exists ? -delta[row] : 0.0f);
+    });
+    for (int64_t k = 0; k < kTile; k += kVectors * kLanes) {
+      Part x, d;
+      Each<2 * kVectors>(TESSERA_EACH(i) {
+        const int64_t at = i / kVectors * kTile + k + i % kVectors * kLanes;
+        x.v[i] = Load(p + at);
+        d.v[i] = Load(ds + at);
+      });
+      x = Exp2(Fma(x, q_scale, minus_lse));
+      d = x * (d + minus_delta);
+      if constexpr (kEdge) {  // what stands there of another tile may be anything
+        Each<2 * kVectors>(TESSERA_EACH(i) {
+          const int64_t row = r + i / kVectors;
+          const I32 key = lanes + (int32_t)(k + i % kVectors * kLanes);
+          const I32 seen = (key >= (int32_t)from[row]) & (key < (int32_t)to[row]);
+          x.v[i] = Select(seen, x.v[i], Zero());
+          d.v[i] = Select(seen, d.v[i], Zero());
+        });
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = k + v * kLanes;
+        StoreWords(p_pairs + at, RoundToPairs(x.v[v], x.v[kVectors + v]));
+        StoreWords(ds_pairs + at, RoundToPairs(d.v[v], d.v[kVectors + v]));
+      }
+      for (int64_t i = 0; i < 2; ++i) {
+        StoreWords(words + (r + i) * words_stride + k / 2,
+                   RoundToWords(d.v[i * kVectors], d.v[i * kVectors + 1]));
+      }
+    }
+  }
+}
+
+// With tiles: adds the rounded p and ds of `count` rows to dv and dk of a tile of keys.
+void AddToKeys(const Problem& problem, const Scratch& s, int64_t tile_index, int64_t count) {
+  const int64_t offset = tile_index * kTile * problem.padded;
+  const int64_t row_words = RoundUp(count, kDepthRows) / 2;
+  const Product dv_t = {
+      .a = s.dout_t, .lda = kTile, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
+  const Product dk_t = {
+      .a = s.q_t, .lda = kTile, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
+  MultiplyOnTiles<Update::kAdd>(dv_t, 0, problem.padded, kTile, 0, row_words, s.requests);
+  MultiplyOnTiles<Update::kAdd>(dk_t, 0, problem.padded, kTile, 0, row_words, s.requests);
+}
+
+// With tiles: dq of a tile of rows from the dS of keys [from, to) of a panel, whole tiles of them.
+void QueryGradient(const Problem& problem, const Scratch& s, int64_t panel_keys, int64_t from,
+                   int64_t to) {
+  const Product dq = {.a = s.ds_words,
+                      .lda = panel_keys / 2,
+                      .b = s.keys,
+                      .ldb = problem.padded,
+                      .c = s.dq,
+                      .ldc = problem.padded};
+  MultiplyOnTiles<Update::kStore>(dq, 0, RoundUp(s.rows->count, kTileRows), problem.padded, from / 2,
+                                  to / 2, s.requests);
+}
+
+// One tile of rows (packed in scratch) with one tile of keys: adds to dk, dv and dq of scratch; with
+// tiles dS is left for QueryGradient instead.
 template <Word kWord>
 void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
-                  int64_t panel_begin, int64_t tile_index, int64_t n) {
+                  int64_t panel_begin, int64_t panel_keys, int64_t tile_index, int64_t n) {
   constexpr bool kPairs = kWord == Word::kPair;
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = *s.rows;
@@ -251,8 +332,8 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   const int64_t depth = problem.depth, padded = problem.padded;
   const bool edge = !rows.SeesAll(begin, begin + kTile);
   int64_t from[kTile], to[kTile];
-  if (edge) {
-    for (int64_t r = 0; r < rows.count; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
+  if (edge || (kHasTiles && rows.count < kTile)) {
+    for (int64_t r = 0; r < kTile; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
   }
 
   const int64_t tile_depth = TransposedDepth(problem);
@@ -271,11 +352,29 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
                       .ldb = kTile,
                       .c = s.ds,
                       .ldc = kTile};
+  float* const words = kHasTiles ? s.ds_words + tile_index * kTile / 2 : s.ds_words;
+  const int64_t words_stride = kHasTiles ? panel_keys / 2 : kTile / 2;
   Strips strips;
   if constexpr (kHasTiles) {
-    const int64_t row_end = RoundUp(rows.count, kTileRows);
-    MultiplyOnTiles<Update::kStore>(scores, 0, row_end, kTile, 0, tile_depth, s.requests);
-    MultiplyOnTiles<Update::kStore>(dp, 0, row_end, kTile, 0, tile_depth, s.requests);
+    const bool plain = problem.cap == 0 && problem.shape.alibi_slopes == nullptr &&
+                       problem.shape.dropout == 0;
+    // Half of the rows at a time where their results can be rounded at once: they stay in L1.
+    const int64_t together = plain ? kTile / 2 : RoundUp(rows.count, kTileRows);
+    for (int64_t row = 0; row < rows.count; row += together) {
+      const int64_t row_end = row + together;
+      MultiplyOnTiles<Update::kStore>(scores, row, row_end, kTile, 0, tile_depth, s.requests);
+      MultiplyOnTiles<Update::kStore>(dp, row, row_end, kTile, 0, tile_depth, s.requests);
+      if (!plain) continue;
+      if (edge || rows.count < kTile) {
+        PlainRows<true>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
+      } else {
+        PlainRows<false>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
+      }
+    }
+    if (plain) {
+      AddToKeys(problem, s, tile_index, rows.count);
+      return;
+    }
   } else if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
@@ -299,24 +398,10 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     }
   });
 
-  if (kPairs) RoundTiles(s, rows.count);
+  if (kPairs) RoundTiles(s, rows.count, words, words_stride);
   const int64_t offset = tile_index * kTile * padded;
   if constexpr (kHasTiles) {
-    const int64_t row_words = RoundUp(rows.count, kDepthRows) / 2, key_words = RoundUp(n, kDepthRows) / 2;
-    const Product dv_t = {
-        .a = s.dout_t, .lda = kTile, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
-    const Product dk_t = {
-        .a = s.q_t, .lda = kTile, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
-    const Product dq_rows = {.a = s.ds_words,
-                             .lda = kTile / 2,
-                             .b = s.keys + offset / 2,
-                             .ldb = padded,
-                             .c = s.dq,
-                             .ldc = padded};
-    MultiplyOnTiles<Update::kAdd>(dv_t, 0, padded, kTile, 0, row_words, s.requests);
-    MultiplyOnTiles<Update::kAdd>(dk_t, 0, padded, kTile, 0, row_words, s.requests);
-    MultiplyOnTiles<Update::kAdd>(dq_rows, 0, RoundUp(rows.count, kTileRows), padded, 0, key_words,
-                                  s.requests);
+    AddToKeys(problem, s, tile_index, rows.count);
     return;
   }
   const Product dv = {
@@ -362,7 +447,7 @@ void AddTo(const float* x, int64_t n, float* y) {
 // Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded].
 template <Word kWord, class T>
 void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, const float* delta,
-                   int64_t begin, int64_t n, float* dq) {
+                   int64_t panel_keys, int64_t begin, int64_t n, float* dq) {
   const int64_t size = p.shape.head_size;
   const T* k = unit.k + begin * unit.kv_stride;
   const T* v = unit.v + begin * unit.kv_stride;
@@ -384,7 +469,7 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
   std::memset(s.dk, 0, (size_t)(sums * p.padded) * 4);
   std::memset(s.dv, 0, (size_t)(sums * p.padded) * 4);
   if (kHasTiles) {  // the depth of dS K in whole tiles
-    const int64_t pairs = CeilDiv(n, 2), whole = RoundUp(n, kDepthRows) / 2;
+    const int64_t pairs = CeilDiv(n, 2), whole = RoundUp(n, kTile) / 2;
     std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
   }
 
@@ -417,7 +502,7 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       TransposeTile(s.q_rows, CeilDiv(count, 2), p.padded, p.padded, s.q_t);
       TransposeTile(s.dout_rows, CeilDiv(count, 2), p.padded, p.padded, s.dout_t);
     }
-    std::memset(s.dq, 0, (size_t)(RoundUp(count, kTileRows) * p.padded) * 4);
+    if constexpr (!kHasTiles) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
     const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
     unit.q.Request(next, next_count, s.requests);
     unit.dout.Request(next, next_count, s.requests);
@@ -427,10 +512,17 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       s.requests->Add(unit.dk + begin * unit.kv_stride, stride, n, bytes);
       s.requests->Add(unit.dv + begin * unit.kv_stride, stride, n, bytes);
     }
+    int64_t from = -1, to = 0;  // keys of the panel that some row sees, in whole tiles
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t keys = MinOf(kTile, n - j);
       if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;
-      BackwardTile<kWord>(p, s, lse, delta + first, begin, j / kTile, keys);
+      if (from < 0) from = j;
+      to = j + kTile;
+      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys);
+    }
+    if constexpr (kHasTiles) {
+      if (from < 0) continue;
+      QueryGradient(p, s, panel_keys, from, to);
     }
     AddTo(s.dq, count * p.padded, dq + first * p.padded);
   }
@@ -465,7 +557,8 @@ void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, cons
                    const float* delta, int64_t chunk, float* dq) {
   const int64_t end = MinOf(p.shape.length, (chunk + 1) * plan.chunk_keys);
   for (int64_t begin = chunk * plan.chunk_keys; begin < end; begin += plan.panel_keys) {
-    BackwardPanel<kWord>(p, unit, s, delta, begin, MinOf(plan.panel_keys, end - begin), dq);
+    BackwardPanel<kWord>(p, unit, s, delta, plan.panel_keys, begin,
+                         MinOf(plan.panel_keys, end - begin), dq);
   }
 }
 

@@ -77,6 +77,49 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
   Store(tile->sum + lane, (sums.v[0] + sums.v[1]) + (sums.v[2] + sums.v[3]));
 }
 
+// The same without bias and cap from raw products Q K^T (a positive q_scale is applied here), to rows
+// of pairs of keys rounded to bf16: tiles take them as they are.
+template <bool kEdge>
+TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane, float* scores,
+                                 int64_t begin) {
+  float* s = scores + lane;
+  constexpr Several<kTogether> kPart;
+  I32 lo = {}, hi = {};
+  if constexpr (kEdge) {
+    std::memcpy(&lo, tile->rows.lo + lane, sizeof(lo));
+    std::memcpy(&hi, tile->rows.hi + lane, sizeof(hi));
+    lo -= (int32_t)begin;
+    hi -= (int32_t)begin;
+  }
+  const auto load = [&](int64_t k) TESSERA_INLINE_LAMBDA {
+    auto x = LoadRows(s + k * kTile, kPart);
+    if constexpr (kEdge) {
+      Each<kTogether>(TESSERA_EACH(i) {
+        const int32_t key = (int32_t)k + i;
+        x.v[i] = Select((lo <= key) & (hi > key), x.v[i], Set(-__builtin_inff()));
+      });
+    }
+    return x;
+  };
+  const F32 q_scale = Set(p.q_scale), old = Load(tile->max + lane);
+  Many<kTogether> most = load(0);
+  for (int64_t k = kTogether; k < kTile; k += kTogether) most = Max(most, load(k));
+  const F32 max = Max(old, q_scale * Max(Max(most.v[0], most.v[1]), Max(most.v[2], most.v[3])));
+  const F32 scale = Exp2(old - max), minus_max = Zero() - max;
+  Many<kTogether> sums = Zero();
+  sums.v[0] = Load(tile->sum + lane) * scale;
+  for (int64_t k = 0; k < kTile; k += kTogether) {
+    const auto x = Exp2(Fma(load(k), q_scale, minus_max));
+    sums = sums + x;
+    float* pairs = s + k / 2 * kTile;
+    StoreWords(pairs, RoundToPairs(x.v[0], x.v[1]));
+    StoreWords(pairs + kTile, RoundToPairs(x.v[2], x.v[3]));
+  }
+  Store(tile->max + lane, max);
+  Store(tile->scale + lane, scale);
+  Store(tile->sum + lane, (sums.v[0] + sums.v[1]) + (sums.v[2] + sums.v[3]));
+}
+
 // Multiplies the probabilities by the factors of dropout (the sums stay as they are).
 TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t begin, float* keep,
                                float* scores) {
@@ -98,6 +141,37 @@ TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t 
   }
 }
 
+// Keys [begin, begin + n) without bias, cap and dropout, half of the queries at a time: what is
+// computed stays in L1.
+void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
+                     bool edge, int64_t vectors, QueryTile* tile) {
+  constexpr int64_t kHalf = 2;  // vectors
+  for (int64_t first = 0; first < vectors; first += kHalf) {
+    const int64_t count = MinOf(kHalf, vectors - first), lane = first * kLanes;
+    const Product scores = {.a = scratch.keys,
+                            .lda = p.depth_stride,
+                            .b = tile->q + lane,
+                            .ldb = kTile,
+                            .c = scratch.scores + lane,
+                            .ldc = kTile};
+    MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(n, kTileRows), count * kLanes, 0,
+                                    p.depth_stride, scratch.requests);
+    for (int64_t v = first; v < first + count; ++v) {
+      if (edge) PlainSoftmax<true>(p, tile, v * kLanes, scratch.scores, begin);
+      else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin);
+    }
+    ScaleColumns(tile->scale + lane, p.padded, count, tile->out + lane);
+    const Product out_t = {.a = scratch.values_t,
+                           .lda = kTile,
+                           .b = scratch.scores + lane,
+                           .ldb = kTile,
+                           .c = tile->out + lane,
+                           .ldc = kTile};
+    MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, count * kLanes, 0,
+                                  RoundUp(n, kDepthRows) / 2, scratch.requests);
+  }
+}
+
 }  // namespace
 
 template <Word kWord>
@@ -107,7 +181,13 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
-  const bool edge = !rows.SeesAll(begin, begin + n);
+  const bool edge = !rows.SeesAll(begin, begin + (kHasTiles ? kTile : n));
+  if constexpr (kHasTiles) {
+    if (p.cap == 0 && p.shape.alibi_slopes == nullptr && p.shape.dropout == 0 && p.q_scale > 0) {
+      AttendPlainTile(p, scratch, begin, n, edge, vectors, tile);
+      return;
+    }
+  }
   int64_t key_from = 0, key_to = n;              // keys that some row sees
   int64_t from[kTileVectors], to[kTileVectors];  // and that some lane of a vector sees
   for (int64_t v = 0; v < vectors; ++v) {
