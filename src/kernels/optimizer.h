@@ -21,6 +21,7 @@ struct AdamWArgs {
   const float* g = nullptr;
   float* m = nullptr;
   float* v = nullptr;
+  bf16* rounded = nullptr;  // [n]: the new p, rounded to nearest; or null
   float lr = 0, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, decay = 0, grad_scale = 1;
   float bias_correction1 = 1, bias_correction2 = 1;  // 1 - beta^t
 };

@@ -34,13 +34,15 @@ AdamWArgs Settings() {
   return args;
 }
 
-// `cut`: length of the ranges that the update is called on.
+// `cut`: length of the ranges that the update is called on; every other one is rounded to bf16 too.
 State RunAdamW(const State& start, const Doubles& g, ThreadPool& pool, int64_t cut) {
   const int64_t n = static_cast<int64_t>(g.size());
   Buffer p(DType::kF32, start.p, 1), m(DType::kF32, start.m, 3), v(DType::kF32, start.v, 5),
-      gradient(DType::kF32, g, 7);
+      gradient(DType::kF32, g, 7), rounded(DType::kBf16, Doubles(g.size()), 9);
   for (int64_t first = 0; first < n; first += cut) {
     AdamWArgs args = Settings();
+    const bool rounds = first / cut % 2 == 0;
+    if (rounds) args.rounded = static_cast<bf16*>(rounded.At(first));
     args.n = std::min(cut, n - first);
     args.p = static_cast<float*>(p.At(first));
     args.m = static_cast<float*>(m.At(first));
@@ -48,7 +50,13 @@ State RunAdamW(const State& start, const Doubles& g, ThreadPool& pool, int64_t c
     args.g = static_cast<const float*>(gradient.At(first));
     AdamW(args, pool);
   }
-  for (const Buffer* b : {&p, &m, &v, &gradient}) EXPECT_TRUE(b->GuardsIntact());
+  const Doubles values = p.Values(), halves = rounded.Values();
+  for (size_t i = 0; i < values.size(); ++i) {
+    const bool rounds = static_cast<int64_t>(i) / cut % 2 == 0;
+    const double want = rounds ? double{ToFloat(ToBf16(static_cast<float>(values[i])))} : 0.0;
+    EXPECT_EQ(halves[i], want) << i;
+  }
+  for (const Buffer* b : {&p, &m, &v, &gradient, &rounded}) EXPECT_TRUE(b->GuardsIntact());
   return {p.Values(), m.Values(), v.Values()};
 }
 

@@ -69,6 +69,12 @@ struct Engine::Impl {
   OpProfile* profile = nullptr;
   StepSlots slots;
   OpWork muon_work, update_work;  // of a step; set with the profile
+  struct Range {
+    int64_t begin, end;
+  };
+  std::vector<Range> cleared;  // of the flat gradient, before the first pass; the rest is overwritten
+  int64_t cleared_elements = 0;
+  int64_t refreshed_elements = 0;  // bf16 weights that are rounded after the update
   std::unique_ptr<OpProfile> own_profile;  // of EnableProfile
 
   int64_t rows() const { return plan.program->tokens; }
@@ -79,6 +85,8 @@ struct Engine::Impl {
   void BuildParameters();
   int64_t CopyMicrobatch(const StepBatch& batch, int64_t first, int64_t count);
   void RefreshWorking(size_t param);
+  bool RoundedByUpdate(size_t param) const;
+  void ClearGradients();
   void UpdateVectors(const UpdateOptions& options, float grad_scale);
   void UpdateMuon(const UpdateOptions& options, float grad_scale);
   void ClearLookup();
@@ -170,6 +178,18 @@ void Engine::Impl::BuildParameters() {
     if (average.bytes() > 0) parameter.average = average.as<float>() + layout.value[i];
     parameters.push_back(parameter);
   }
+  const std::vector<bool> overwritten = plan.program->OverwrittenGradients();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (layout.working[i] >= 0 && !RoundedByUpdate(i)) {
+      refreshed_elements += parameters[i].spec.size();
+    }
+    if (overwritten[i]) continue;
+    const int64_t begin = layout.value[i];
+    const int64_t end = i + 1 < parameters.size() ? layout.value[i + 1] : layout.value_elements;
+    if (cleared.empty() || cleared.back().end < begin) cleared.push_back({begin, begin});
+    cleared.back().end = end;
+    cleared_elements += end - begin;
+  }
 }
 
 Engine::Engine() = default;
@@ -213,6 +233,18 @@ void Engine::Impl::RefreshWorking(size_t param) {
   kernels::CastToBf16(parameters[param].value, memory.working + offset,
                       parameters[param].spec.size(), kernels::Rounding::kNearest, RngKey{}, 0,
                       pool);
+}
+
+// AdamW writes the bf16 weights itself.
+bool Engine::Impl::RoundedByUpdate(size_t param) const {
+  return parameters[param].rule == UpdateRule::kAdamW && layout.working[param] >= 0;
+}
+
+// Sets to zero what the first pass adds to; the other gradients it overwrites.
+void Engine::Impl::ClearGradients() {
+  for (const Range& range : cleared) {
+    kernels::Fill(memory.grads + range.begin, 0.0f, range.end - range.begin, pool);
+  }
 }
 
 void Engine::WeightsChanged() {
@@ -334,14 +366,15 @@ StepResult Engine::ForwardBackward(const StepBatch& batch, const LossOptions& lo
   const int64_t per_rank = options.global_batch / options.virtual_ranks;
   double loss_sum = 0, nll_sum = 0;
   for (int64_t rank = 0; rank < options.virtual_ranks; ++rank) {
-    s.Timed(s.slots.clear, {0, 4 * Impl::Dbl(s.layout.value_elements), 0}, [&] {
-      kernels::Fill(s.memory.grads, 0.0f, s.layout.value_elements, s.pool);
+    s.Timed(s.slots.clear, {0, 4 * Impl::Dbl(s.cleared_elements), 0}, [&] {
+      s.ClearGradients();
       s.ClearLookup();
     });
     for (int64_t i = 0; i < per_rank; i += options.microbatch) {
       context.first_sequence = rank * per_rank + i;
       s.CopyMicrobatch(batch, context.first_sequence, options.microbatch);
       s.FillLookupRows();
+      context.fresh_gradients = i == 0;
       if (s.profile != nullptr) s.profile->set_pass(context.first_sequence / options.microbatch);
       s.Timed(s.slots.pass, {}, [&] { s.train_executor->Run(context, s.pool); });
       for (int64_t row = 0; row < s.rows(); ++row) {
@@ -392,7 +425,8 @@ double LrFactor(const UpdateOptions& options, ParameterKind kind) {
 }  // namespace
 
 void Engine::Impl::UpdateVectors(const UpdateOptions& options, float grad_scale) {
-  for (const Parameter& parameter : parameters) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& parameter = parameters[i];
     const ParameterKind kind = parameter.spec.kind;
     const bool decays = kind != ParameterKind::kGain && kind != ParameterKind::kBias;
     const double lr = options.lr * LrFactor(options, kind);
@@ -404,6 +438,7 @@ void Engine::Impl::UpdateVectors(const UpdateOptions& options, float grad_scale)
       args.g = parameter.grad;
       args.m = parameter.state0;
       args.v = parameter.state1;
+      if (RoundedByUpdate(i)) args.rounded = memory.working + layout.working[i];
       args.lr = static_cast<float>(lr);
       args.beta1 = static_cast<float>(options.beta1);
       args.beta2 = static_cast<float>(options.beta2);
@@ -466,9 +501,12 @@ void Engine::Update(const UpdateOptions& options) {
     s.Timed(s.slots.muon, s.muon_work, [&] { s.UpdateMuon(options, grad_scale); });
   }
   s.Timed(s.slots.update, s.update_work, [&] { s.UpdateVectors(options, grad_scale); });
-  if (s.layout.working_elements > 0) {
-    s.Timed(s.slots.working, {0, 6 * Impl::Dbl(s.layout.working_elements), 0},
-            [&] { WeightsChanged(); });
+  if (s.refreshed_elements > 0) {
+    s.Timed(s.slots.working, {0, 6 * Impl::Dbl(s.refreshed_elements), 0}, [&] {
+      for (size_t i = 0; i < s.parameters.size(); ++i) {
+        if (!s.RoundedByUpdate(i)) s.RefreshWorking(i);
+      }
+    });
   }
 }
 
@@ -538,22 +576,26 @@ void Engine::SetProfile(OpProfile* profile) {
     return profile->AddSlot(name, form, op_class);
   };
   s.muon_work = s.update_work = {};
+  double rounded_bytes = 0;
   for (const MuonBlock& block : s.layout.muon_blocks) {
     const double small = Impl::Dbl(std::min(block.rows, block.cols));
     const double large = Impl::Dbl(std::max(block.rows, block.cols));
     s.muon_work.flops += 5 * (4 * small * small * large + 2 * small * small * small);
     s.muon_work.bytes += 20 * small * large;  // w, g, momentum read; w, momentum written
   }
-  for (const Parameter& parameter : s.parameters) {
+  for (size_t i = 0; i < s.parameters.size(); ++i) {
+    const Parameter& parameter = s.parameters[i];
     const double elements = Impl::Dbl(parameter.spec.size());
     if (parameter.rule == UpdateRule::kAdamW) {
       s.update_work.bytes += 28 * elements;  // w, g, m, v read; w, m, v written
+      if (s.RoundedByUpdate(i)) rounded_bytes += 2 * elements;
       s.update_work.vector_ops += 46 * elements;  // 14 and the square root and division
     } else if (parameter.rule == UpdateRule::kLion) {
       s.update_work.bytes += 20 * elements;
       s.update_work.vector_ops += 10 * elements;
     }
   }
+  s.update_work.bytes += rounded_bytes;
   s.slots.clear = slot("gradients", "set to zero", OpClass::kOther);
   s.slots.merge = slot("gradients", "sum of parts", OpClass::kOther);
   s.slots.norm = slot(kProfileGradientNorm, "", OpClass::kOther);
@@ -574,8 +616,10 @@ void Engine::SetProfile(OpProfile* profile) {
                                     {1, kFromMemory, Way::kRead, 0, row_bytes},
                                     {1, kFromMemory, Way::kInPlace, 0, row_bytes}});
   const bool lion = s.plan.options.optimizer == UpdateRule::kLion;
-  profile->AddMoves(s.slots.update, {{lion ? 3.0 : 4.0, kFromMemory},
-                                     {lion ? 2.0 : 3.0, kFromMemory, Way::kInPlace}});
+  const double masters = (s.update_work.bytes - rounded_bytes) / (lion ? 5.0 : 7.0);
+  profile->AddMoves(s.slots.update, {{(lion ? 3.0 : 4.0) * masters, kFromMemory},
+                                     {(lion ? 2.0 : 3.0) * masters, kFromMemory, Way::kInPlace},
+                                     {rounded_bytes, kFromMemory, Way::kFresh}});
   profile->AddMoves(s.slots.working, {{4, kFromMemory}, {2, kFromMemory, Way::kFresh}});
   s.slots.pass = slot("forward and backward", "", OpClass::kPhase);
 }

@@ -293,6 +293,42 @@ TEST(Engine, GradientsMatchFiniteDifferences) {
   }
 }
 
+// A step's gradients replace those of the step before: of tied and of separate tables, from one pass or
+// several, of one virtual rank or several.
+TEST(Engine, GradientsStartAnewEachStep) {
+  ThreadPool pool(2);
+  for (const char* name : {"gpt2-tiny", "llama-tiny", "modern-tiny"}) {
+    const ModelConfig config = Small(name);
+    for (const int64_t ranks : {1, 2}) {
+      PlanOptions options;
+      options.sequence_length = kLength;
+      options.global_batch = kSequences;
+      options.virtual_ranks = ranks;
+      options.precision = ranks == 1 ? Precision::kFp32 : Precision::kAmpBf16;
+      options.num_threads = 2;
+      auto plan = BuildPlan(config, options);
+      ASSERT_TRUE(plan.ok()) << plan.error().message;
+      auto engine = Engine::Create(*plan, pool);
+      ASSERT_TRUE(engine.ok());
+      (*engine)->InitializeWeights(7);
+      const Data first = MakeData(kSequences, kLength, config.vocab_size, 1);
+      const Data other = MakeData(kSequences, kLength, config.vocab_size, 2);
+      const auto gradients = [&](const Data& data) {
+        const StepBatch batch{kSequences, data.tokens.data(), data.targets.data(), nullptr};
+        (*engine)->ForwardBackward(batch, {}, 5, 1);
+        std::vector<float> all;
+        for (const Parameter& p : (*engine)->parameters()) {
+          all.insert(all.end(), p.grad, p.grad + p.spec.size());
+        }
+        return all;
+      };
+      const std::vector<float> want = gradients(first);
+      EXPECT_NE(want, gradients(other));
+      EXPECT_EQ(want, gradients(first)) << name << " with " << ranks << " virtual ranks";
+    }
+  }
+}
+
 TEST(Engine, RefusesTokensOutsideTheVocabulary) {
   ThreadPool pool(1);
   ModelConfig config = Small("gpt2-tiny");

@@ -319,7 +319,6 @@ Executor::Call Executor::Bind(const Op& op) const {
         call.dweight.b = call.logits.a;
         call.dweight.c = Grad(op.weight);
         call.dweight.c_dtype = DType::kF32;
-        call.dweight.accumulate = true;
         call.dweight.compute = WeightGradientCompute(std::gcd(length, program_.loss_chunk));
       }
       return call;
@@ -328,8 +327,8 @@ Executor::Call Executor::Bind(const Op& op) const {
   TESSERA_CHECK(false, "unknown op");
 }
 
-void Executor::RunLoss(const LossCall& call, const PassContext& context, const OpForms* forms,
-                       ThreadPool& pool) {
+void Executor::RunLoss(const Op& op, const LossCall& call, const PassContext& context,
+                       const OpForms* forms, ThreadPool& pool) {
   const ModelConfig& config = plan_.config;
   const int64_t element = DTypeBytes(dtype_);
   const int64_t row_bytes = config.d_model * element;
@@ -369,6 +368,7 @@ void Executor::RunLoss(const LossCall& call, const PassContext& context, const O
     Timed(forms, 2, portion, [&] { kernels::Gemm(dhidden, memory_.workspace, pool); });
     GemmArgs dweight = call.dweight;
     dweight.k = rows;
+    dweight.accumulate = first > 0 || !op.first_gradient || !context.fresh_gradients;
     dweight.b.data = logits.a.data;
     Timed(forms, 3, portion, [&] { kernels::Gemm(dweight, memory_.workspace, pool); });
   }
@@ -403,6 +403,9 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context,
         } else if constexpr (std::is_same_v<Args, kernels::NormBackwardArgs>) {
           kernels::NormBackward(args, memory_.workspace, pool);
         } else if constexpr (std::is_same_v<Args, GemmArgs>) {
+          if (op.kind == OpKind::kLinearBackwardWeight) {
+            args.accumulate = !op.first_gradient || !context.fresh_gradients;
+          }
           Timed(forms, 0, 1, [&] { kernels::Gemm(args, memory_.workspace, pool); });
         } else if constexpr (std::is_same_v<Args, kernels::QkvArgs>) {
           kernels::QkvForward(args, pool);
@@ -415,7 +418,7 @@ void Executor::RunCall(const Op& op, Call& call, const PassContext& context,
           attention_dropout(&args.args.forward.shape, args.layer);
           kernels::AttentionBackward(args.args, memory_.workspace, pool);
         } else if constexpr (std::is_same_v<Args, LossCall>) {
-          RunLoss(args, context, forms, pool);
+          RunLoss(op, args, context, forms, pool);
         } else if constexpr (std::is_same_v<Args, kernels::ActivationArgs>) {
           if (op.kind == OpKind::kActivation) {
             kernels::ActivationForward(args, pool);

@@ -51,6 +51,7 @@ struct PassContext {
   float weight = 1;            // 1 / counted targets of the step
   LossOptions loss;
   bool training = false;       // dropout is on
+  bool fresh_gradients = false;  // those that a product of the pass can overwrite are not yet zero
 };
 
 class Executor {
@@ -112,8 +113,8 @@ class Executor {
   // `forms` is null where nothing is counted.
   void RunCall(const Op& op, Call& call, const PassContext& context, const OpForms* forms,
                ThreadPool& pool);
-  void RunLoss(const LossCall& call, const PassContext& context, const OpForms* forms,
-               ThreadPool& pool);
+  void RunLoss(const Op& op, const LossCall& call, const PassContext& context,
+               const OpForms* forms, ThreadPool& pool);
   static bool CountsParts(OpKind kind);
   OpForms FormsOf(const Op& op, OpProfile* profile) const;
   // What the element-wise op at `position` moves. `work` is that of all ops.

@@ -62,7 +62,7 @@ TEST(Profile, CountsEveryOpWithTheProgramsFlops) {
   }
   // 2 micro-batches x 3 chunks x logits, loss, dx, dw.
   EXPECT_EQ(calls["head+loss"], 24);
-  EXPECT_EQ(calls["optimizer"], 2);  // AdamW, bf16 weights
+  EXPECT_EQ(calls["optimizer"], 1);  // AdamW, which rounds the bf16 weights
   EXPECT_EQ(calls["gradient norm"], 1);
 }
 

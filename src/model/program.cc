@@ -98,6 +98,7 @@ class Builder {
       EmbeddingBackward(dstream);
     }
     PlaceBuffers();
+    MarkFirstGradients();
     return std::move(program_);
   }
 
@@ -523,6 +524,20 @@ class Builder {
     }
   }
 
+  // Gradients of matrices come from products; the embedding's backward op adds to the tied head's, or
+  // to a table of its own, after it.
+  void MarkFirstGradients() {
+    std::vector<bool> touched(program_.params.size(), false);
+    for (Op& op : program_.ops) {
+      const bool product = op.kind == OpKind::kLinearBackwardWeight ||
+                           (op.kind == OpKind::kLoss && op.y != kNone);
+      if (!product && op.kind != OpKind::kEmbeddingBackward) continue;
+      const size_t weight = static_cast<size_t>(op.weight);
+      op.first_gradient = product && !touched[weight];
+      touched[weight] = true;
+    }
+  }
+
   Buffer& At(BufferId id) { return program_.buffers[static_cast<size_t>(id)]; }
 
   const ModelConfig& config_;
@@ -535,6 +550,14 @@ class Builder {
 };
 
 }  // namespace
+
+std::vector<bool> Program::OverwrittenGradients() const {
+  std::vector<bool> overwritten(params.size(), false);
+  for (const Op& op : ops) {
+    if (op.first_gradient) overwritten[static_cast<size_t>(op.weight)] = true;
+  }
+  return overwritten;
+}
 
 Program BuildProgram(const ModelConfig& config, const PlanOptions& options, bool with_backward) {
   return Builder(config, options, with_backward).Build();

@@ -44,6 +44,9 @@ struct Op {
   bool accumulate = false;                // y +=
   bool second = false;                    // embedding: the bigram table
   int64_t width_in = 0, width_out = 0;    // of linear layers
+  // The first op of a pass that adds to its weight's gradient, and to all of it: a product that can
+  // overwrite what stood there.
+  bool first_gradient = false;
   int dropout_site = 0;                   // embedding 0, attention 1, out_proj 2, down_proj 3
   double flops = 0;                       // arithmetic of products, 0 for element-wise ops
   double bytes = 0;                       // memory traffic of element-wise ops
@@ -66,6 +69,9 @@ class Program {
   int64_t tokens = 0;           // rows: microbatch * T
   int64_t loss_chunk = 0;       // rows of one chunk of the head
   BufferId final_hidden = kNone;  // input of the head
+
+  // Of each parameter, whether some op is the first to add to its gradient (Op::first_gradient).
+  std::vector<bool> OverwrittenGradients() const;
 };
 
 // The same blocks serve training (forward and backward) and evaluation (forward alone).

@@ -9,7 +9,8 @@ namespace {
 constexpr int64_t kSquaresBlock = 4096;  // as SumSquaresPartials
 constexpr int64_t kPageFloats = 1024;
 
-void UpdateAdamW(const AdamWArgs& args, ThreadPool& pool) {
+template <bool kRounded>
+void UpdateAdamWAs(const AdamWArgs& args, ThreadPool& pool) {
   ParallelElements(pool, args.n, [&args](int64_t begin, int64_t end) {
     float* p = args.p;
     float* m = args.m;
@@ -27,9 +28,16 @@ void UpdateAdamW(const AdamWArgs& args, ThreadPool& pool) {
       Store(m + i, mean, part);
       Store(v + i, square, part);
       const F32 update = step * mean / (Sqrt(square * unbias) + eps);
-      Store(p + i, Fma(Load(p + i, part), keep, -update), part);
+      const F32 value = Fma(Load(p + i, part), keep, -update);
+      Store(p + i, value, part);
+      if constexpr (kRounded) Store(args.rounded + i, value, part);
     });
   });
+}
+
+void UpdateAdamW(const AdamWArgs& args, ThreadPool& pool) {
+  if (args.rounded != nullptr) UpdateAdamWAs<true>(args, pool);
+  else UpdateAdamWAs<false>(args, pool);
 }
 
 void UpdateLion(const LionArgs& args, ThreadPool& pool) {
