@@ -70,6 +70,9 @@ void AttentionBackward(const AttentionBackwardArgs& args, void* workspace, Threa
 struct AttentionDecodeArgs {
   AttentionShape shape;  // batch = sequences, length = new tokens each; segment_start unused
   DType dtype = DType::kF32;
+  // kBf16 as in AttentionForwardArgs, for prompts on processors with tiles (more than 64 rows of a kv
+  // head); fewer rows wait for memory.
+  Compute compute = Compute::kF32;
   const void* q = nullptr;  // [B*new, H*D] with q_stride
   int64_t q_stride = 0;
   const void* k_cache = nullptr;  // [B, capacity, Hkv, D]

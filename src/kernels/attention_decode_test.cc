@@ -45,6 +45,7 @@ struct DecodeCall {
     args.shape.softcap = c.softcap;
     args.shape.alibi_slopes = c.alibi ? slopes.data() : nullptr;
     args.dtype = c.dtype;
+    args.compute = c.compute;
     args.q = q.data();
     args.q_stride = q_stride;
     args.k_cache = k.data();
@@ -133,6 +134,31 @@ TEST(AttentionDecode, MatchesTheReference) {
         call.Run(2);
         call.CheckAgainstReference();
       }
+    }
+  });
+}
+
+TEST(AttentionDecode, PromptsInBf16MatchTheReference) {
+  OnEveryIsa([] {
+    const Case cases[] = {
+        {.batch = 3, .length = 70, .heads = 3, .kv_heads = 1, .head_size = 8},
+        {.batch = 3, .length = 65, .heads = 2, .kv_heads = 2, .head_size = 64},
+        {.batch = 3, .length = 97, .heads = 2, .kv_heads = 1, .head_size = 40, .alibi = true},
+        {.batch = 3,
+         .length = 80,
+         .heads = 2,
+         .kv_heads = 2,
+         .head_size = 24,
+         .window = 100,
+         .softcap = 2.0f},
+    };
+    for (Case c : cases) {
+      c.dtype = DType::kBf16;
+      c.compute = Compute::kBf16;
+      SCOPED_TRACE(c.Name());
+      DecodeCall call(c, {0, 63, 600}, 700);
+      call.Run(2);
+      call.CheckAgainstReference();
     }
   });
 }

@@ -121,6 +121,7 @@ kernels::AttentionDecodeArgs InferenceModel::DecodeArgs(const ModelConfig& confi
   args.shape.window = config.sliding_window;
   args.shape.softcap = static_cast<float>(config.attention_softcap);
   args.dtype = options.dtype;
+  args.compute = options.compute;
   args.q_stride = config.qkv_width();
   args.capacity = options.max_length;
   args.out_stride = config.q_width();

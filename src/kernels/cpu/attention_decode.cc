@@ -1,8 +1,11 @@
 // The decode step: the rows of a group (new tokens by query heads) against the cache. Few rows: the
 // keys are cut into splits of a fixed length, whose partial results are merged in order, so that
-// one long sequence occupies every thread. Many rows (a prompt): tiles of rows, as in forward.
+// one long sequence occupies every thread. Many rows (a prompt): tiles of rows, as in forward; only
+// these are multiplied on tiles of AMX.
 #include "kernels/cpu/attention_online.h"
+#if !defined(TESSERA_TILES)
 #include "kernels/cpu/attention_rows.h"
+#endif
 
 namespace tessera::kernels::TESSERA_ISA {
 
@@ -18,12 +21,15 @@ struct Plan {
   int64_t partial = 0;  // floats of one split: [rows][padded] sums, then max and sum of each row
 };
 
+// What this file's set multiplies.
+inline constexpr Word kWord = kHasTiles ? Word::kPair : Word::kFloat;
+
 Problem MakeDecodeProblem(const AttentionDecodeArgs& args) {
   AttentionShape shape = args.shape;
   shape.causal = true;
   shape.dropout = 0;
   shape.segment_start = nullptr;
-  return MakeProblem(shape, args.past);
+  return MakeProblem(shape, args.past, kWord);
 }
 
 // Depends on the capacity, not on `past`, so that the workspace can be planned.
@@ -111,6 +117,7 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
   const int64_t pieces = split ? plan.splits : plan.blocks;
   int64_t next = 0;
   pool.Run([&](int thread) {
+    const AttentionScope scope;
     const OnlineScratch scratch = scratch_of(thread);
     for (int64_t item = TakeItem(&next); item < plan.units * pieces; item = TakeItem(&next)) {
       const int64_t piece = pieces - 1 - item % pieces;
@@ -122,17 +129,20 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
       const int64_t key_end = split ? MinOf(unit.keys, key_begin + kSplitKeys) : unit.keys;
       if (key_begin >= key_end) continue;
       CountItem(item, static_cast<double>((end - first) * (key_end - key_begin)));
+#if !defined(TESSERA_TILES)
       if (p.rows <= kFewRows) {
         tiles = 1;
         BeginRows(p, unit.sequence, unit.kv_head, p.rows, unit.q, &scratch.tiles[0]);
         AttendRows(p, unit.kv, key_begin, key_end, scratch, &scratch.tiles[0]);
-      } else {
+      } else
+#endif
+      {
         for (int64_t row = first; row < end; row += kTile, ++tiles) {
-          BeginTile<Word::kFloat>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
-                                  unit.q, scratch.keys, &scratch.tiles[tiles]);
+          BeginTile<kWord>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
+                           unit.q, scratch.keys, &scratch.tiles[tiles]);
         }
-        AttendBlock<Word::kFloat>(p, unit.kv, key_begin, key_end, scratch, tiles,
-                                 (const GroupRows<T>*)nullptr);
+        AttendBlock<kWord>(p, unit.kv, key_begin, key_end, scratch, tiles,
+                           (const GroupRows<T>*)nullptr);
       }
       if (!split || unit.keys <= kSplitKeys) {
         for (int64_t i = 0; i < tiles; ++i) EndTile(p, scratch.tiles[i], unit.out);
@@ -173,11 +183,15 @@ int64_t DecodeBytes(const AttentionDecodeArgs& args, int num_threads) {
 }
 
 void RunDecode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) {
+#if defined(TESSERA_TILES)
+  Decode<bf16>(args, workspace, pool);
+#else
   if (args.dtype == DType::kBf16) {
     Decode<bf16>(args, workspace, pool);
   } else {
     Decode<float>(args, workspace, pool);
   }
+#endif
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

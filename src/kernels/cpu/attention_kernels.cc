@@ -3,7 +3,7 @@
 
 #if defined(TESSERA_TILES)
 namespace tessera::kernels {
-// The set that serves fp32 and decoding.
+// The set that serves fp32 and decoding of few rows.
 namespace TESSERA_PLAIN_ISA {
 void FillAttention(KernelTable& table);
 }
@@ -28,13 +28,23 @@ const KernelTable& Plain() {
   return table;
 }
 
+bool TakesTiles(const AttentionForwardArgs& args) {
+  return args.dtype == DType::kBf16 && args.compute == Compute::kBf16;
+}
+bool TakesTiles(const AttentionDecodeArgs& args) {
+  const AttentionShape& shape = args.shape;
+  return args.dtype == DType::kBf16 && args.compute == Compute::kBf16 &&
+         shape.length * (shape.heads / shape.kv_heads) > kTile;
+}
+
 int64_t LargerWorkspaceBytes(const AttentionShape& shape, int num_threads) {
   return MaxOf(WorkspaceBytes(shape, num_threads),
                Plain().attention_workspace_bytes(shape, num_threads));
 }
 
-bool TakesTiles(const AttentionForwardArgs& args) {
-  return args.dtype == DType::kBf16 && args.compute == Compute::kBf16;
+int64_t LargerDecodeBytes(const AttentionDecodeArgs& args, int num_threads) {
+  const int64_t plain = Plain().attention_decode_workspace_bytes(args, num_threads);
+  return TakesTiles(args) ? MaxOf(plain, DecodeBytes(args, num_threads)) : plain;
 }
 #endif
 
@@ -53,8 +63,11 @@ void FillAttention(KernelTable& table) {
     if (!TakesTiles(args.forward)) return Plain().attention_backward(args, workspace, pool);
     RunBackward(args, workspace, pool);
   };
-  table.attention_decode_workspace_bytes = Plain().attention_decode_workspace_bytes;
-  table.attention_decode = Plain().attention_decode;
+  table.attention_decode_workspace_bytes = LargerDecodeBytes;
+  table.attention_decode = [](const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) {
+    if (!TakesTiles(args)) return Plain().attention_decode(args, workspace, pool);
+    RunDecode(args, workspace, pool);
+  };
 }
 
 #else
