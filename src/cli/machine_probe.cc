@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "base/files.h"
+#include "base/memory.h"
 #include "base/strings.h"
 #include "base/time.h"
 #include "kernels/gemm.h"
@@ -51,35 +52,38 @@ MemoryRates MeasureMemoryRates(int64_t available_bytes, int64_t l3_bytes, Thread
   if (array_bytes < kMinArrayBytes) return rates;
   rates.array_bytes = array_bytes;
   const int64_t n = array_bytes / static_cast<int64_t>(sizeof(float));
-  const auto size = static_cast<size_t>(n);
-  // Not initialised: each thread touches its own part first, which places the pages near it.
-  const std::unique_ptr<float[]> a(new float[size]);
-  const std::unique_ptr<float[]> b(new float[size]);
-  const std::unique_ptr<float[]> c(new float[size]);
+  // Huge pages, as weights lie in.
+  MemoryRegion regions[3];
+  for (MemoryRegion& region : regions) {
+    auto memory = MemoryRegion::Allocate(array_bytes, "the memory's rate", pool);
+    if (!memory.ok()) return {};
+    region = std::move(*memory);
+  }
+  float* const a = regions[0].as<float>();
+  float* const b = regions[1].as<float>();
+  float* const c = regions[2].as<float>();
   pool.ParallelFor(n, [&](int64_t begin, int64_t end) {
-    std::fill(a.get() + begin, a.get() + end, 0.0f);
-    std::fill(b.get() + begin, b.get() + end, 1.0f);
-    std::fill(c.get() + begin, c.get() + end, 2.0f);
+    std::fill(a + begin, a + end, 0.0f);
+    std::fill(b + begin, b + end, 1.0f);
+    std::fill(c + begin, c + end, 2.0f);
   });
   const double gigabytes = static_cast<double>(n) * sizeof(float) / 1e9;
   std::vector<uint64_t> sums(static_cast<size_t>(pool.num_threads()) * 8, 0);
   for (int pass = 0; pass < kPasses; ++pass) {
     Stopwatch watch;
     pool.ParallelFor(n, [&](int64_t begin, int64_t end) {
-      float* out = a.get();
-      const float* x = b.get();
-      const float* y = c.get();
-      for (int64_t i = begin; i < end; ++i) out[i] = x[i] + 0.5f * y[i];
+      for (int64_t i = begin; i < end; ++i) a[i] = b[i] + 0.5f * c[i];
     });
     rates.triad_gb_per_s = std::max(rates.triad_gb_per_s, 3 * gigabytes / watch.Lap());
     pool.Run([&](int thread) {
       // Whole words: a sum of floats would wait for each addition instead of for memory.
-      const auto* words = reinterpret_cast<const unsigned char*>(b.get());
+      const auto* words = reinterpret_cast<const unsigned char*>(b);
       const int64_t begin = n * thread / pool.num_threads();
       const int64_t end = n * (thread + 1) / pool.num_threads();
       uint64_t sum[8] = {};
       for (int64_t i = begin; i + 16 <= end; i += 16) {
         uint64_t block[8];
+        __builtin_prefetch(words + i * 4 + 4096);  // where a core's own prefetching stops
         __builtin_memcpy(block, words + i * 4, sizeof(block));
         for (int lane = 0; lane < 8; ++lane) sum[lane] ^= block[lane];
       }
