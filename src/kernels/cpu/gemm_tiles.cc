@@ -24,7 +24,7 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-constexpr int64_t kChunkSteps = 48;  // of k, packed at a time; 32 of k each
+constexpr int64_t kChunkSteps = 96;  // of k, packed at a time; 32 of k each
 constexpr int64_t kBlockSteps = 8;
 constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
 constexpr int64_t kOwnBytes = int64_t{1} << 20;     // packed own slivers
@@ -103,11 +103,13 @@ struct Job {
   int64_t shared() const { return rows_owned ? col_slivers : row_slivers; }
 };
 
-// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps.
+// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps, and
+// not so far apart that the 32 rows of a sliver fall on a few sets of L1.
 bool CanLoadDirectly(const GemmArgs& args) {
   const MatrixRef& a = args.a;
   return !a.transposed && args.row_sums == nullptr &&
-         (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
+         (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 && a.ld % 2048 != 0 &&
+         reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
 }
 
 Job MakeJob(const GemmArgs& args, int64_t threads) {
@@ -375,7 +377,7 @@ void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t sha
         }
       });
     }
-    const int64_t least = Larger(1, Smaller(4, job.owned() / (4 * regions.threads())));
+    const int64_t least = Larger(1, Smaller(job.own_slivers, job.owned() / (2 * regions.threads())));
     regions.Shares(job.owned(), least, [&](int thread, int64_t begin, int64_t end) {
       const TileScope scope;
       const ThreadBuffers buffers = BuffersOf(workspace, thread);
