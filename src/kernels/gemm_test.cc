@@ -451,6 +451,24 @@ TEST(Gemm, SharesHaveTheBitsOfOneThread) {
   }
 }
 
+// More steps of k than any set packs together.
+TEST(Gemm, MatchesTheChainOverAVeryLongK) {
+  for (const bool transposed : {false, true}) {
+    Case test;
+    test.m = 5;
+    test.n = 7;
+    test.k = (int64_t{24} << 20) / 64 + 45;
+    test.a_transposed = transposed;
+    test.b_transposed = !transposed;
+    test.a = test.b = DType::kBf16;
+    test.accumulate = true;
+    test.bias = true;
+    test.row_sums = transposed;
+    test.compute = Compute::kBf16;
+    Check(test);
+  }
+}
+
 TEST(Gemm, EmptySums) {
   for (const DType out : {DType::kF32, DType::kBf16}) {
     Case test;

@@ -32,7 +32,7 @@ double Dbl(int64_t value) { return static_cast<double>(value); }
 // instruction where the processor has it and else eight, of which two keep NaN.
 double Conversions(DType dtype, double loads, double stores) {
   if (dtype != DType::kBf16) return 0;
-  const bool rounds = kernels::ActiveIsa() == kernels::Isa::kAvx512Bf16;
+  const bool rounds = kernels::ActiveIsa() >= kernels::Isa::kAvx512Bf16;
   return 2 * loads + (rounds ? 1 : 8) * stores;
 }
 

@@ -27,9 +27,9 @@ namespace {
 constexpr int64_t kChunkSteps = 96;  // of k, packed at a time; 32 of k each
 constexpr int64_t kBlockSteps = 8;
 constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
-constexpr int64_t kOwnBytes = int64_t{1} << 20;     // packed own slivers
+constexpr int64_t kOwnBytes = int64_t{1} << 20;  // packed own slivers
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
-constexpr int64_t kPartialTiles = 1024;             // tiles of C whose chains rest
+constexpr int64_t kPartialTiles = 1024;  // tiles of C whose chains rest
 constexpr int64_t kTileFloats = kSliver * kSliver;
 constexpr int64_t kThreadBytes = kOwnBytes + kEdgeBytes + kPartialTiles * kTileFloats * 4;
 constexpr int64_t kSharedBytes = int64_t{24} << 20;  // the shared operand, packed
@@ -68,7 +68,7 @@ struct Slivers {
   }
 };
 
-// What is asked for among the steps of a tile: rows of the next shared sliver, and the next tile of C.
+// What is asked for among the steps of a tile: rows of the next shared sliver, the next tile of C.
 struct Ahead {
   const char* shared = nullptr;  // the first of `shared_rows` rows, or null
   int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
@@ -103,13 +103,13 @@ struct Job {
   int64_t shared() const { return rows_owned ? col_slivers : row_slivers; }
 };
 
-// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps, and
-// not so far apart that the 32 rows of a sliver fall on a few sets of L1.
+// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps,
+// and not a multiple of 4 KB apart: the 32 rows of a sliver would fall on one set of L1.
 bool CanLoadDirectly(const GemmArgs& args) {
   const MatrixRef& a = args.a;
   return !a.transposed && args.row_sums == nullptr &&
-         (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 && a.ld % 2048 != 0 &&
-         reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
+         (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 &&
+         a.ld % 2048 != 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
 }
 
 Job MakeJob(const GemmArgs& args, int64_t threads) {
@@ -400,6 +400,37 @@ void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t sha
   }
 }
 
+// Whether one sliver of the shared operand, all k, fits `shared_bytes`.
+bool SliverFits(const GemmArgs& args, int64_t shared_bytes) {
+  return StepsOf(args.k) * kStepBytes <= shared_bytes;
+}
+
+// The product on the pool; where a sliver of the shared operand is too long to be packed, a part of k
+// after the other, between which the chains rest in a C of fp32.
+void RunOnPool(const GemmArgs& args, void* workspace, char* packed, ThreadPool& pool) {
+  if (SliverFits(args, kSharedBytes) || args.packed_b != nullptr) {
+    RunProduct(args, workspace, packed, kSharedBytes, OnPool{pool});
+    return;
+  }
+  constexpr int64_t kMost = kSharedBytes / kStepBytes * kTileSteps;
+  for (int64_t k = 0; k < args.k; k += kMost) {
+    GemmArgs part = args;
+    part.k = Smaller(kMost, args.k - k);
+    const auto skip = [k](MatrixRef& x, bool rows) {
+      x.data = static_cast<const char*>(x.data) + (rows ? k * x.ld : k) * DTypeBytes(x.dtype);
+    };
+    skip(part.a, args.a.transposed);
+    skip(part.b, !args.b.transposed);
+    part.accumulate = args.accumulate || k > 0;
+    if (k + part.k < args.k) {
+      part.bias = nullptr;
+      part.epilogue = GemmEpilogue::kNone;
+      part.pre_activation = nullptr;
+    }
+    RunProduct(part, workspace, packed, kSharedBytes, OnPool{pool});
+  }
+}
+
 // The set that serves what tiles don't.
 const KernelTable& Plain() {
   static const KernelTable table = [] {
@@ -412,6 +443,7 @@ const KernelTable& Plain() {
 
 bool TakesTiles(const GemmArgs& args) {
   if (IsPackedForTiles(args.packed_b)) return true;
+  if (args.c_dtype == DType::kBf16 && !SliverFits(args, kSharedBytes)) return false;
   const bool few_rows = args.m <= kSmallRows && !args.exact_chain && args.row_sums == nullptr;
   return args.compute == Compute::kBf16 && args.packed_b == nullptr && !few_rows &&
          args.a.dtype == DType::kBf16 && args.b.dtype == DType::kBf16;
@@ -428,8 +460,8 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
   char* const packed = static_cast<char*>(workspace) + SharedOffset(pool.num_threads());
   const double work =
       static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
-  if (pool.num_threads() > 1 && work >= 2 * kMinWorkPerThread) {
-    RunProduct(args, workspace, packed, kSharedBytes, OnPool{pool});
+  if (work >= 2 * kMinWorkPerThread || !SliverFits(args, kSharedBytes)) {
+    RunOnPool(args, workspace, packed, pool);
   } else {
     ThreadPool::RunAlone(
         work, [&] { RunProduct(args, workspace, packed, kSharedBytes, OnOneThread{}); });
@@ -437,13 +469,15 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
 }
 
 void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& pool) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (!TakesTiles(args[i])) return Plain().gemm_batch(args, count, workspace, pool);
-  }
   const int64_t threads = pool.num_threads();
-  const int64_t whole = threads > 1 ? count / threads * threads : count;
   char* const packed = static_cast<char*>(workspace) + SharedOffset(threads);
   const int64_t share = kSharedBytes / threads / 64 * 64;
+  bool fit = true;  // a product a thread
+  for (int64_t i = 0; i < count; ++i) {
+    if (!TakesTiles(args[i])) return Plain().gemm_batch(args, count, workspace, pool);
+    fit &= SliverFits(args[i], share);
+  }
+  const int64_t whole = !fit ? 0 : threads > 1 ? count / threads * threads : count;
   if (whole > 0) {
     pool.Run([&](int thread) {
       for (int64_t i = whole * thread / threads; i < whole * (thread + 1) / threads; ++i) {
