@@ -76,16 +76,19 @@ template <class RowAt>
 TESSERA_INLINE void UnpackTransposed(const float* x, int64_t size, int64_t count, const float* scale,
                                      const RowAt& row_at) {
   for (int64_t c0 = 0; c0 < count; c0 += kLanes) {
+    const int64_t columns = MinOf(kLanes, count - c0);
+    decltype(row_at(c0)) rows[kLanes];
+    for (int64_t c = 0; c < columns; ++c) rows[c] = row_at(c0 + c);
+    const F32 factor = Load(scale + c0);
     for (int64_t d0 = 0; d0 < size; d0 += kLanes) {
       F32 block[kLanes];
-      for (int64_t d = 0; d < kLanes; ++d) block[d] = Load(x + (d0 + d) * kTile + c0);
+#pragma GCC unroll 16
+      for (int64_t d = 0; d < kLanes; ++d) block[d] = Load(x + (d0 + d) * kTile + c0) * factor;
       Transpose(block);
-      const int64_t columns = MinOf(kLanes, count - c0), left = size - d0;
+      const int64_t left = size - d0;
       for (int64_t c = 0; c < columns; ++c) {
-        const F32 row = block[c] * Set(scale[c0 + c]);
-        auto* to = row_at(c0 + c) + d0;
-        if (left < kLanes) StorePartial(to, row, left);
-        else Store(to, row);
+        if (left < kLanes) StorePartial(rows[c] + d0, block[c], left);
+        else Store(rows[c] + d0, block[c]);
       }
     }
   }

@@ -496,7 +496,8 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
                       s.dout_rows + r / 2 * p.padded);
         }
       }
-      lse[r] = unit.lse[row % p.group * p.shape.length + row / p.group] * kLog2E;
+      const int64_t at = p.group == 1 ? row : row % p.group * p.shape.length + row / p.group;
+      lse[r] = unit.lse[at] * kLog2E;
     }
     if constexpr (kHasTiles) {
       TransposeTile(s.q_rows, CeilDiv(count, 2), p.padded, p.padded, s.q_t);

@@ -183,6 +183,7 @@ struct GroupRows {
   int64_t token_stride, head_size, group;
 
   TESSERA_INLINE T* Row(int64_t r) const {
+    if (group == 1) return base + r * token_stride;  // no division, which costs as much as a row
     return base + r / group * token_stride + r % group * head_size;
   }
   // Asks for rows [first, first + count): those of a token lie together.
