@@ -3,9 +3,10 @@
 // Contract on bits: every element of C is one chain of fused multiply-adds in fp32 over
 // k = 0..K-1 in increasing order, started from 0 or, with `accumulate`, from C. With
 // Compute::kBf16 the chain takes several steps of k at a time: pairs (k, k+1) as VDPBF16PS does, or
-// 32 as TDPBF16PS does (cpu/amx.h). So the result depends neither on the number of threads nor on how
-// rows (or, when accumulating, k at multiples of ChainGrain) are cut into calls. Products with M <= 4 that take no packed operand may sum in
-// another fixed order (they serve decoding), see GemmArgs::exact_chain.
+// 32 as TDPBF16PS does (cpu/amx.h). So the result depends neither on the number of threads nor on
+// how rows (or, when accumulating, k at multiples of ChainGrain) are cut into calls. Products with
+// M <= 4 that take no packed operand may sum in another fixed order (they serve decoding), see
+// GemmArgs::exact_chain.
 #pragma once
 
 #include <cstdint>

@@ -308,7 +308,7 @@ Executor::Call Executor::Bind(const Op& op) const {
         call.dhidden.n = op.width_in;
         call.dhidden.k = op.width_out;
         call.dhidden.a = dlogits;
-        call.dhidden.a_padded = true;
+        call.dhidden.a_padded = dtype_ == DType::kBf16;  // RunLoss sees to it
         call.dhidden.b.transposed = false;
         call.dhidden.c = At(op.y);
         call.dhidden.c_dtype = dtype_;
@@ -316,6 +316,7 @@ Executor::Call Executor::Bind(const Op& op) const {
         call.dweight = call.dhidden;
         call.dweight.m = op.width_out;
         call.dweight.a.transposed = true;
+        call.dweight.a_padded = false;
         call.dweight.b = call.logits.a;
         call.dweight.c = Grad(op.weight);
         call.dweight.c_dtype = DType::kF32;
@@ -358,7 +359,7 @@ void Executor::RunLoss(const Op& op, const LossCall& call, const PassContext& co
       loss.dlogits = chunk;
       loss.dlogits_dtype = dtype_;
       loss.dld = call.dhidden.a.ld;
-      loss.dlogits_columns = std::min(loss.dld, RoundUp(config.vocab_size, 32));
+      if (call.dhidden.a_padded) loss.dlogits_columns = RoundUp(config.vocab_size, 32);
     }
     Timed(forms, 1, portion, [&] { kernels::CrossEntropy(loss, pool); });
     if (!call.backward) continue;

@@ -43,12 +43,14 @@ struct AttentionScope {
   TESSERA_INLINE ~AttentionScope() {}
 };
 
+// Named by code that other sets compile and never run.
 template <Update kUpdate>
 void MultiplyOnTiles(const Product&, int64_t, int64_t, int64_t, int64_t, int64_t, Requests*) {}
 inline constexpr int64_t kTileRows = 16;
 
 #endif
 
+// As after most tiles, whose scores leave each row's maximum where it was.
 TESSERA_INLINE bool AllOnes(F32 x) {
   float lanes[kLanes];
   Store(lanes, x);

@@ -28,6 +28,7 @@ constexpr int64_t kChunkSteps = 96;  // of k, packed at a time; 32 of k each
 constexpr int64_t kBlockSteps = 8;
 constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
 constexpr int64_t kOwnBytes = int64_t{1} << 20;  // packed own slivers
+constexpr int64_t kPackedSteps = 16;  // of the shared B, that a thread packs at a time
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
 constexpr int64_t kPartialTiles = 1024;  // tiles of C whose chains rest
 constexpr int64_t kTileFloats = kSliver * kSliver;
@@ -346,6 +347,17 @@ struct OnOneThread {
   }
 };
 
+// Into how many parts the shared operand is cut as well, so that threads get equal shares (within a
+// twentieth) where there are few own slivers: those are packed again for each part.
+int64_t CutsOfShared(int64_t owned, int64_t shared, int64_t threads) {
+  constexpr int64_t kMost = 8, kLeastSlivers = 4;
+  const int64_t most = Larger(1, Smaller(kMost, shared / kLeastSlivers));
+  for (int64_t cuts = 1; cuts < most; ++cuts) {
+    if (20 * RoundUp(owned * cuts, threads) <= 21 * owned * cuts) return cuts;
+  }
+  return most;
+}
+
 // `shared_bytes` at `packed` for the operand that threads share.
 template <class Regions>
 void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t shared_bytes,
@@ -366,24 +378,45 @@ void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t sha
     part.packed = ready;
     if (!in_place && ready == nullptr) {
       part.packed = packed;
-      regions.Shares(part.end - first, 1, [&](int, int64_t begin, int64_t end) {
-        char* out = packed + begin * sliver_bytes;
-        if (job.rows_owned) {
-          PackTilesB(args.b, args.n, args.k, first + begin, end - begin, 0, job.steps, sliver_bytes,
-                     out);
-        } else {
-          PackTilesA(args.a, args.m, args.k, first + begin, end - begin, 0, job.steps,
-                     args.row_sums, sliver_bytes, out);
+      const int64_t slivers = part.end - first;
+      // All k of a sliver of A at a time, whose rows are added up in order; of B parts of k, each of
+      // many slivers, as they lie in memory.
+      const int64_t parts = job.rows_owned ? Larger(1, CeilDiv(job.steps, kPackedSteps)) : 1;
+      regions.Shares(slivers * parts, 1, [&](int, int64_t begin, int64_t end) {
+        while (begin < end) {
+          const int64_t at = begin / slivers, from = begin % slivers;
+          const int64_t count = Smaller(slivers - from, end - begin);
+          const int64_t step = job.steps * at / parts, steps = job.steps * (at + 1) / parts - step;
+          char* out = packed + from * sliver_bytes + step * kStepBytes;
+          if (job.rows_owned) {
+            PackTilesB(args.b, args.n, args.k, first + from, count, step, steps, sliver_bytes, out);
+          } else {
+            PackTilesA(args.a, args.m, args.k, first + from, count, step, steps, args.row_sums,
+                       sliver_bytes, out);
+          }
+          begin += count;
         }
       });
     }
-    const int64_t least = Larger(1, Smaller(job.own_slivers, job.owned() / (2 * regions.threads())));
-    regions.Shares(job.owned(), least, [&](int thread, int64_t begin, int64_t end) {
+    const int64_t owned = job.owned(), span = part.end - first;
+    const int64_t cuts = CutsOfShared(owned, span, regions.threads());
+    const int64_t least = Larger(1, Smaller(job.own_slivers, owned / (2 * regions.threads())));
+    regions.Shares(owned * cuts, least, [&](int thread, int64_t begin, int64_t end) {
       const TileScope scope;
       const ThreadBuffers buffers = BuffersOf(workspace, thread);
-      const int64_t blocks = CeilDiv(end - begin, job.own_slivers), count = end - begin;
-      for (int64_t i = 0; i < blocks; ++i) {
-        RunBlock(job, part, begin + count * i / blocks, begin + count * (i + 1) / blocks, buffers);
+      while (begin < end) {
+        const int64_t cut = begin / owned, from = begin % owned;
+        const int64_t to = Smaller(owned, from + end - begin), count = to - from;
+        SharedPart own = part;
+        own.begin = first + span * cut / cuts;
+        own.end = first + span * (cut + 1) / cuts;
+        if (own.packed != nullptr) own.packed += (own.begin - first) * sliver_bytes;
+        own.add_up = part.add_up && cut == 0;
+        const int64_t blocks = CeilDiv(count, job.own_slivers);
+        for (int64_t i = 0; i < blocks; ++i) {
+          RunBlock(job, own, from + count * i / blocks, from + count * (i + 1) / blocks, buffers);
+        }
+        begin += count;
       }
     });
   }
