@@ -87,6 +87,22 @@ void CrossEntropy(const CrossEntropyArgs& args, ThreadPool& pool) {
 }
 void AdamW(const AdamWArgs& args, ThreadPool& pool) { ActiveTable().adamw(args, pool); }
 void Lion(const LionArgs& args, ThreadPool& pool) { ActiveTable().lion(args, pool); }
+int64_t MuonWorkspaceBytes(int64_t rows, int64_t cols, int64_t count, int num_threads) {
+  return ActiveTable().muon_workspace_bytes(rows, cols, count, num_threads);
+}
+double MuonFlops(int64_t rows, int64_t cols, const MuonOptions& options) {
+  return ActiveTable().muon_flops(rows, cols, options);
+}
+void Muon(const MuonArgs* matrices, int64_t count, const MuonOptions& options, void* workspace,
+          ThreadPool& pool) {
+  if (count == 0) return;
+  TESSERA_CHECK(matrices[0].rows > 0 && matrices[0].cols > 0);
+  for (int64_t i = 1; i < count; ++i) {
+    TESSERA_CHECK(matrices[i].rows == matrices[0].rows && matrices[i].cols == matrices[0].cols,
+                  "the matrices of one call of Muon share their shape");
+  }
+  ActiveTable().muon(matrices, count, options, workspace, pool);
+}
 double SumSquares(const float* x, int64_t n, double* partials, ThreadPool& pool) {
   return ActiveTable().sum_squares(x, n, partials, pool);
 }

@@ -50,7 +50,8 @@ struct GemmArgs {
   bool a_padded = false;
   bool exact_chain = true;        // false allows faster orders of summation when m <= 4
   // C is known to be symmetric (m == n, as X X^T): one triangle is computed and mirrored. Only for
-  // B without packing and C without bias, epilogue and pre_activation.
+  // B without packing and C without bias, epilogue and pre_activation; with `accumulate` the C that
+  // is added to is symmetric too.
   bool symmetric = false;
 };
 

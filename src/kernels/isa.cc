@@ -25,7 +25,8 @@ KernelTable MakeTable(Isa isa) {
   const auto fill = [&table](auto... functions) { (functions(table), ...); };
 #define TESSERA_FILL_ALL(set)                                                                 \
   fill(set::FillGemm, set::FillAttention, set::FillNorm, set::FillActivation,                 \
-       set::FillEmbedding, set::FillQkv, set::FillLoss, set::FillOptimizer, set::FillElementwise)
+       set::FillEmbedding, set::FillQkv, set::FillLoss, set::FillOptimizer, set::FillMuon,      \
+       set::FillElementwise)
   switch (isa) {
     case Isa::kGeneric: TESSERA_FILL_ALL(generic); break;
 #if defined(__x86_64__)
@@ -36,7 +37,7 @@ KernelTable MakeTable(Isa isa) {
       // Dots of bf16 pairs and rounding to bf16 are instructions here.
       TESSERA_FILL_ALL(avx512);
       fill(avx512_bf16::FillGemm, avx512_bf16::FillAttention, avx512_bf16::FillNorm,
-           avx512_bf16::FillActivation, avx512_bf16::FillLoss);
+           avx512_bf16::FillActivation, avx512_bf16::FillLoss, avx512_bf16::FillMuon);
       if (isa == Isa::kAmx) fill(amx::FillGemm, amx::FillAttention);
       break;
 #else

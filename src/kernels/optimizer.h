@@ -51,8 +51,10 @@ struct MuonOptions {
   float lr = 0, momentum = 0.95f, decay = 0, grad_scale = 1, scale = 1;
   bool nesterov = true;
   int steps = 5;
-  Compute compute = Compute::kF32;  // kBf16 rounds X, A and B to bf16 between products
+  Compute compute = Compute::kF32;  // kBf16 rounds the factors of products to bf16
 };
+// FLOPs of the products for one matrix (cpu/muon_kernels.cc takes fewer than the formula).
+double MuonFlops(int64_t rows, int64_t cols, const MuonOptions& options);
 int64_t MuonWorkspaceBytes(int64_t rows, int64_t cols, int64_t count, int num_threads);
 // `count` matrices that share (rows, cols).
 void Muon(const MuonArgs* matrices, int64_t count, const MuonOptions& options, void* workspace,

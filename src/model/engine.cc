@@ -577,11 +577,12 @@ void Engine::SetProfile(OpProfile* profile) {
   };
   s.muon_work = s.update_work = {};
   double rounded_bytes = 0;
+  kernels::MuonOptions muon;
+  muon.compute = s.plan.options.compute;
   for (const MuonBlock& block : s.layout.muon_blocks) {
-    const double small = Impl::Dbl(std::min(block.rows, block.cols));
-    const double large = Impl::Dbl(std::max(block.rows, block.cols));
-    s.muon_work.flops += 5 * (4 * small * small * large + 2 * small * small * small);
-    s.muon_work.bytes += 20 * small * large;  // w, g, momentum read; w, momentum written
+    s.muon_work.flops += kernels::MuonFlops(block.rows, block.cols, muon);
+    // w, g, momentum read; w, momentum written
+    s.muon_work.bytes += 20 * Impl::Dbl(block.rows) * Impl::Dbl(block.cols);
   }
   for (size_t i = 0; i < s.parameters.size(); ++i) {
     const Parameter& parameter = s.parameters[i];

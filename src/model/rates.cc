@@ -206,11 +206,11 @@ StepEstimate EstimateStep(const Plan& plan, const MachineRates& rates) {
                         28.0 * static_cast<double>(layout.state1_elements) +
                         static_cast<double>(plan.memory.working) * 3;
   double update_flops = 0;
+  kernels::MuonOptions muon;
+  muon.compute = options.compute;
   for (const MuonBlock& block : layout.muon_blocks) {
-    const double small = static_cast<double>(std::min(block.rows, block.cols));
-    const double large = static_cast<double>(std::max(block.rows, block.cols));
-    update_flops += 5 * (4 * small * small * large + 2 * small * small * small);
-    update_bytes += 24.0 * small * large;
+    update_flops += kernels::MuonFlops(block.rows, block.cols, muon);
+    update_bytes += 24.0 * static_cast<double>(block.rows * block.cols);
   }
   estimate.optimizer_seconds =
       update_bytes / (rates.memory_gbps * 1e9) + update_flops / (rates.gemm_gflops * 1e9);

@@ -51,6 +51,10 @@ struct KernelTable {
   void (*adamw)(const AdamWArgs&, ThreadPool&);
   void (*lion)(const LionArgs&, ThreadPool&);
   double (*sum_squares)(const float*, int64_t n, double* partials, ThreadPool&);
+  // muon_kernels.cc
+  void (*muon)(const MuonArgs*, int64_t count, const MuonOptions&, void* workspace, ThreadPool&);
+  double (*muon_flops)(int64_t rows, int64_t cols, const MuonOptions&);
+  int64_t (*muon_workspace_bytes)(int64_t rows, int64_t cols, int64_t count, int num_threads);
   // elementwise_kernels.cc
   void (*cast_to_bf16)(const float*, bf16*, int64_t n, Rounding, const RngKey&, int64_t first_index,
                        ThreadPool&);
@@ -78,6 +82,7 @@ const KernelTable& ActiveTable();
   void FillQkv(KernelTable& table);            \
   void FillLoss(KernelTable& table);           \
   void FillOptimizer(KernelTable& table);      \
+  void FillMuon(KernelTable& table);           \
   void FillElementwise(KernelTable& table);    \
   }
 TESSERA_DECLARE_FILL(generic)

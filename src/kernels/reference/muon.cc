@@ -14,6 +14,11 @@ struct Dense {
   double At(int64_t i, int64_t j) const { return x[static_cast<size_t>(i * cols + j)]; }
 };
 
+// Rounds every element to bf16.
+void RoundAll(Dense& a) {
+  for (double& value : a.x) value = ToFloat(ToBf16(static_cast<float>(value)));
+}
+
 Dense Product(const Dense& a, const Dense& b) {
   Dense c(a.rows, b.cols);
   for (int64_t i = 0; i < a.rows; ++i) {
@@ -36,7 +41,7 @@ Dense Transposed(const Dense& a) {
 
 MuonResult Muon(const std::vector<float>& p, const std::vector<float>& g,
                 const std::vector<float>& momentum, int64_t rows, int64_t cols,
-                const MuonOptions& options) {
+                const MuonOptions& options, bool round) {
   MuonResult result;
   Dense u(rows, cols);
   double squares = 0;
@@ -50,12 +55,16 @@ MuonResult Muon(const std::vector<float>& p, const std::vector<float>& g,
   for (double& value : u.x) value /= std::sqrt(squares) + 1e-7;
   const bool tall = rows > cols;
   Dense x = tall ? Transposed(u) : u;
+  if (round) RoundAll(x);
   for (int step = 0; step < options.steps; ++step) {
-    const Dense a = Product(x, Transposed(x));
+    Dense a = Product(x, Transposed(x));
+    if (round) RoundAll(a);
     Dense b = Product(a, a);
     for (size_t i = 0; i < b.x.size(); ++i) b.x[i] = -4.7750 * a.x[i] + 2.0315 * b.x[i];
+    if (round) RoundAll(b);
     const Dense bx = Product(b, x);
     for (size_t i = 0; i < x.x.size(); ++i) x.x[i] = 3.4445 * x.x[i] + bx.x[i];
+    if (round) RoundAll(x);
   }
   u = tall ? Transposed(x) : x;
   for (size_t i = 0; i < p.size(); ++i) {
