@@ -5,7 +5,7 @@
 // out in shares that a thread which is done takes from (ThreadPool::RunShares); B is then packed
 // first, by all threads together, unless it came packed. Others have one rectangle a thread and no
 // barrier. Inside a rectangle (Goto and van de Geijn's blocking):
-//   rows in blocks of A (last-level cache) -> columns -> k in blocks of kBlockK -> columns in
+//   rows in blocks of A (last-level cache) -> columns -> k in blocks of BlockSteps -> columns in
 //   blocks of which B's part stays in L2 -> slivers of kMR rows -> slivers of kNR columns ->
 //   registers.
 // Between blocks of k the partial chain rests in C itself, or in an fp32 buffer where C is bf16.
@@ -21,10 +21,12 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-constexpr int64_t kBlockK = 384;  // Even: blocks of k cut between pairs.
+constexpr int64_t kBlockWords = 384;  // words of a block of k
+// Steps of a block of k. Even: blocks cut between pairs.
+constexpr int64_t BlockSteps(Word word) { return kBlockWords * (word == Word::kPair ? 2 : 1); }
 // Words of packed A, and of the buffer of partial sums, a thread.
 constexpr int64_t kWordsA = int64_t{1} << 20;
-constexpr int64_t kWordsB = kBlockK * 256;
+constexpr int64_t kWordsB = kBlockWords * 256;
 constexpr int64_t kWordsPartial = int64_t{1} << 20;
 // Rows packed at a time where A is packed next to its use: they stay in L2 beside the block of B.
 constexpr int64_t kGroupRows = 4 * kMR;
@@ -228,11 +230,12 @@ struct Blocking {
   enum { kAllK, kOneK, kGroups } packing = kAllK;
 };
 
-Blocking ChooseBlocking(const GemmArgs& args, const Rectangle& part) {
+Blocking ChooseBlocking(const GemmArgs& args, const Method& method, const Rectangle& part) {
   Blocking blocking;
-  blocking.blocks_k = Larger(1, CeilDiv(args.k, kBlockK));
+  blocking.blocks_k = Larger(1, CeilDiv(args.k, BlockSteps(method.word_b)));
   blocking.block_k = Larger(2, RoundUp(CeilDiv(args.k, blocking.blocks_k), 2));
-  blocking.cache_n = Smaller(kWordsB / blocking.block_k / kNR * kNR, RoundUp(part.cols, kNR));
+  const int64_t block_words = WordSteps(method.word_b, blocking.block_k);
+  blocking.cache_n = Smaller(kWordsB / block_words / kNR * kNR, RoundUp(part.cols, kNR));
   const bool partial = args.c_dtype != DType::kF32 && blocking.blocks_k > 1;
   const int64_t rows_all_k =
       kWordsA / (blocking.block_k * blocking.blocks_k) / kMR * kMR;  // that fit the buffer
@@ -267,7 +270,7 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
   uint32_t* const buffer_a = static_cast<uint32_t*>(workspace);
   uint32_t* const buffer_b = buffer_a + kWordsA + kSlack;
   float* const partial = reinterpret_cast<float*>(buffer_b + kWordsB + kSlack);
-  const Blocking blocking = ChooseBlocking(args, part);
+  const Blocking blocking = ChooseBlocking(args, method, part);
   const bool use_partial = args.c_dtype != DType::kF32 && blocking.blocks_k > 1;
 
   for (int64_t i = 0; i < part.rows; i += blocking.block_m) {
@@ -396,9 +399,10 @@ struct Deal {
 constexpr double kSharedWork = 4e6, kLeastWork = 4e6;
 constexpr int64_t kLeastSlivers = 2;
 constexpr int64_t kGroupSlivers = 256 / kNR;  // columns of a group, at least
-// Words of B that are packed in a phase, or one block of k where that is more: what is packed, of A
-// and of B, is multiplied while it is in a cache.
-constexpr int64_t kWordsPhase = int64_t{1} << 18;
+// Elements of B that are packed in a phase, or one block of k where that is more: what is packed, of
+// A and of B, is multiplied while it is in a cache.
+constexpr int64_t kPhaseElements = int64_t{1} << 18;
+constexpr int64_t kPhaseGrain = 32;  // steps: phases are equal but for so many
 
 // Whether shares pay, and how they are cut: a part costs a packing of its rows of A for each group
 // of columns, so there is one group unless that leaves too few parts.
@@ -419,9 +423,9 @@ bool ChooseDeal(const GemmArgs& args, int threads, Deal* deal) {
     // Between phases the chains rest in C, which takes all of them in fp32 alone.
     if (args.c_dtype == DType::kF32) {
       // Of a transposed A a part reads short runs of many rows, a page each: few enough are known.
-      const int64_t fit = args.a.transposed ? kBlockK : Larger(kBlockK, kWordsPhase / columns);
-      const int64_t phases = CeilDiv(args.k, fit);
-      deal->phase_k = Smaller(args.k, RoundUp(CeilDiv(args.k, phases), kBlockK));
+      const int64_t block = BlockSteps(ChooseMethod(args, args.m).word_b);
+      const int64_t fit = args.a.transposed ? block : Larger(block, kPhaseElements / columns);
+      deal->phase_k = RoundUp(CeilDiv(args.k, CeilDiv(args.k, fit)), kPhaseGrain);
     }
     if (deal->phase_k * columns > kWordsShared - kHeaderWords) return false;
   }
@@ -598,13 +602,13 @@ void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute 
   *header = PackedHeader{kPackedMagic, k, n, kNR, static_cast<int64_t>(word), {}};
   uint32_t* words = reinterpret_cast<uint32_t*>(header + 1);
   const int64_t sliver_words = WordSteps(word, k) * kNR;
-  const int64_t col_slivers = CeilDiv(n, kNR), blocks_k = Larger(1, CeilDiv(k, kBlockK));
+  const int64_t col_slivers = CeilDiv(n, kNR), blocks_k = Larger(1, CeilDiv(k, kBlockWords));
   pool.ParallelFor(col_slivers * blocks_k, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t block = begin / col_slivers, first = begin % col_slivers;
       const int64_t last = Smaller(col_slivers, first + end - begin);
-      const int64_t col = first * kNR, step = block * kBlockK;
-      PackBBlock(b, n, col, Smaller(n, last * kNR) - col, step, Smaller(kBlockK, k - step), word,
+      const int64_t col = first * kNR, step = block * kBlockWords;
+      PackBBlock(b, n, col, Smaller(n, last * kNR) - col, step, Smaller(kBlockWords, k - step), word,
                  sliver_words, words + first * sliver_words + WordSteps(word, step) * kNR);
       begin += last - first;
     }

@@ -139,6 +139,9 @@ void PackAcross(const Source* p, int64_t ld, int64_t width, int64_t readable, in
   }
 }
 
+// Rows of a source that are asked for before their turn.
+inline constexpr int64_t kRowsAhead = 16;
+
 // `slivers` whole slivers of kWidth words a step from a source that is contiguous in the width:
 // step by step over all of them, so that each line and page of the source is visited once. Of A up
 // to kLanes elements from the start of the last sliver must be readable.
@@ -152,7 +155,11 @@ void PackAcrossSlivers(const Source* p, int64_t ld, int64_t slivers, int64_t k,
     const bool last = step + kSteps >= k;
     const Source* source = p + step * ld;
     uint32_t* target = out + step / kSteps * kWidth;
+    const Source* ahead = source + kRowsAhead * ld;
     for (int64_t s = 0; s < slivers; ++s) {
+      __builtin_prefetch(ahead);
+      if (kSteps == 2) __builtin_prefetch(ahead + ld);
+      ahead += kWidth;
       for (int64_t first = 0; first < kWidth; first += kLanes) {
         const U32 words = LoadAcross<kWord>(source + first, has_next ? source + ld + first : zeros);
         if (kWidth % kLanes == 0 || !last) {
