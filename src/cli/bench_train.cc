@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -83,8 +84,8 @@ Result<Plan> PlanFor(const Options& o, ThreadPool& pool) {
 // Training steps over one batch of random tokens, and the rate of the best product around them.
 class Steps {
  public:
-  // `op_limits` is null where ops are not held against theirs.
-  Steps(const Plan& plan, Engine& engine, ProductLimit& limit, OpLimitsMeter* op_limits,
+  // `limit` and `op_limits` are null where steps and ops are not held against theirs.
+  Steps(const Plan& plan, Engine& engine, ProductLimit* limit, OpLimitsMeter* op_limits,
         ThreadPool& pool)
       : plan_(plan), engine_(engine), limit_(limit), op_limits_(op_limits), pool_(pool) {
     const size_t count = static_cast<size_t>(tokens_per_step());
@@ -105,19 +106,21 @@ class Steps {
   void WarmUp() { RunStep(); }
 
   // Counts `count` steps together as one measurement beside the product's rate before and after.
-  // A measurement that `follows` another directly shares the rate between the two.
+  // A measurement that `follows` another directly shares the rate between the two. Returns seconds.
   double Measure(int64_t count, bool follows) {
-    if (!follows) last_limit_ = limit_.Measure(pool_);
+    if (limit_ != nullptr && !follows) last_limit_ = limit_->Measure(pool_);
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) {
       seconds_.push_back(RunStep());
       sum += seconds_.back();
     }
-    const double next = limit_.Measure(pool_);
-    const double flops = ProductFlopsPerToken(plan_.config, plan_.options.sequence_length) *
-                         static_cast<double>(tokens_per_step() * count);
-    paired_.push_back(flops * 1e-9 / sum / (0.5 * (last_limit_ + next)));
-    last_limit_ = next;
+    if (limit_ != nullptr) {
+      const double next = limit_->Measure(pool_);
+      const double flops = ProductFlopsPerToken(plan_.config, plan_.options.sequence_length) *
+                           static_cast<double>(tokens_per_step() * count);
+      paired_.push_back(flops * 1e-9 / sum / (0.5 * (last_limit_ + next)));
+      last_limit_ = next;
+    }
     unmeasured_seconds_ += sum;
     if (unmeasured_seconds_ >= kLimitsEvery) MeasureOpLimits();
     return sum;
@@ -149,7 +152,7 @@ class Steps {
 
   const Plan& plan_;
   Engine& engine_;
-  ProductLimit& limit_;
+  ProductLimit* limit_;
   OpLimitsMeter* op_limits_;
   ThreadPool& pool_;
   std::vector<int32_t> tokens_, targets_;
@@ -191,12 +194,16 @@ Status Run(const Options& o) {
   ThreadPool pool(o.threads);
   TESSERA_ASSIGN(const Plan plan, PlanFor(o, pool));
   const DType dtype = o.precision == "amp_bf16" ? DType::kBf16 : DType::kF32;
-  TESSERA_ASSIGN(ProductLimit limit, ProductLimit::Create(dtype, pool));
+  // Beside another program the process holds the job alone: its peak memory is compared too.
+  std::optional<ProductLimit> limit;
+  if (!o.turns || o.profile) {
+    TESSERA_ASSIGN(limit, ProductLimit::Create(dtype, pool));
+  }
   const int64_t rss_before = ResidentBytes();
   TESSERA_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Create(plan, pool));
   engine->InitializeWeights(1);
   OpLimitsMeter op_limits(pool);
-  Steps steps(plan, *engine, limit, o.profile ? &op_limits : nullptr, pool);
+  Steps steps(plan, *engine, limit ? &*limit : nullptr, o.profile ? &op_limits : nullptr, pool);
   constexpr int64_t kTraceEvents = int64_t{1} << 18;
   OpProfile profile(o.trace.empty() ? 0 : kTraceEvents);
   if (o.profile || !o.trace.empty()) engine->SetProfile(&profile);
@@ -220,7 +227,7 @@ Status Run(const Options& o) {
     if (steps.seconds_unmeasured() > 0) steps.MeasureOpLimits();
     double sum = 0;
     for (const double one : seconds) sum += one;
-    profile_json = ProfileToJson(profile, op_limits.Limits(limit.best_gflops()),
+    profile_json = ProfileToJson(profile, op_limits.Limits(limit->best_gflops()),
                                  static_cast<int64_t>(seconds.size()),
                                  sum / static_cast<double>(seconds.size()));
   }
@@ -248,12 +255,14 @@ Status Run(const Options& o) {
                 {"tokens_per_s", tokens_per_s},
                 {"flops_per_token", flops},
                 {"gflops", gflops},
-                {"gemm_gflops", limit.best_gflops()},
-                {"fraction", gflops / limit.best_gflops()},
-                {"paired_fraction", Median(steps.paired())},
                 {"planned_bytes", plan.memory.total()},
                 {"resident_bytes", rss - rss_before},
                 {"loss", steps.loss()}};
+    if (limit) {
+      out["gemm_gflops"] = limit->best_gflops();
+      out["fraction"] = gflops / limit->best_gflops();
+      out["paired_fraction"] = Median(steps.paired());
+    }
     if (o.profile) out["profile"] = profile_json;
     fmt::print("{}\n", JsonText(out, 2));
     return {};
@@ -263,9 +272,11 @@ Status Run(const Options& o) {
              o.precision, pool.num_threads(), kernels::IsaName(kernels::ActiveIsa()));
   fmt::print("  {:<22} {:>10.1f}\n", "tokens/s", tokens_per_s);
   fmt::print("  {:<22} {:>10.1f}\n", "GFLOP/s", gflops);
-  fmt::print("  {:<22} {:>10.1f}\n", "best product GFLOP/s", limit.best_gflops());
-  fmt::print("  {:<22} {:>10.3f}\n", "fraction", gflops / limit.best_gflops());
-  fmt::print("  {:<22} {:>10.3f}\n", "of the rate around it", Median(steps.paired()));
+  if (limit) {
+    fmt::print("  {:<22} {:>10.1f}\n", "best product GFLOP/s", limit->best_gflops());
+    fmt::print("  {:<22} {:>10.3f}\n", "fraction", gflops / limit->best_gflops());
+    fmt::print("  {:<22} {:>10.3f}\n", "of the rate around it", Median(steps.paired()));
+  }
   fmt::print("  {:<22} {:>10}\n", "planned memory", FormatBytes(plan.memory.total()));
   if (o.profile) fmt::print("\n{}", FormatProfile(profile_json));
   if (!o.trace.empty()) fmt::print("the timeline of the steps is in {}\n", o.trace);
