@@ -572,31 +572,47 @@ TEST(Gemm, NonFiniteValuesStayInTheirRowAndColumn) {
 }
 
 TEST(Gemm, SymmetricProductsHaveTheBitsOfPlainOnes) {
+  const struct {
+    DType type;
+    Compute compute;
+    DType c_type;
+    bool accumulate;
+  } forms[] = {{DType::kF32, Compute::kF32, DType::kF32, false},
+               {DType::kF32, Compute::kF32, DType::kF32, true},
+               {DType::kBf16, Compute::kF32, DType::kBf16, false},
+               {DType::kBf16, Compute::kBf16, DType::kBf16, false},
+               {DType::kBf16, Compute::kBf16, DType::kF32, true}};
   for (const Variant& variant : Variants()) {
     SCOPED_TRACE(variant.name);
     for (const int64_t size : {1, 5, 16, 33, 100, 300}) {
-      for (const DType type : {DType::kF32, DType::kBf16}) {
+      for (const auto& form : forms) {
         for (const bool transposed : {false, true}) {
           const int64_t k = size == 33 ? 400 : 45;
-          const Matrix x(type, transposed ? k : size, transposed ? size : k, 3, 8);
+          const Matrix x(form.type, transposed ? k : size, transposed ? size : k, 3, 8);
           GemmArgs args;
           args.m = args.n = size;
           args.k = k;
-          args.a = {x.bytes.data(), type, x.ld, transposed};
-          args.b = {x.bytes.data(), type, x.ld, !transposed};
-          args.c_dtype = type;
-          Matrix plain(type, size, size, 2, 9), symmetric = plain;
+          args.a = {x.bytes.data(), form.type, x.ld, transposed};
+          args.b = {x.bytes.data(), form.type, x.ld, !transposed};
+          args.compute = form.compute;
+          args.c_dtype = form.c_type;
+          args.accumulate = form.accumulate;
+          Matrix start(form.c_type, size, size, 2, 9);
+          for (int64_t i = 0; i < size; ++i) {
+            for (int64_t j = 0; j < i; ++j) start.Set(i * start.ld + j, start.At(j, i));
+          }
+          Matrix plain = start;
           args.ldc = plain.ld;
           args.c = plain.bytes.data();
           variant.table.gemm(args, Workspace(), Pool(1));
           args.symmetric = true;
           for (int threads = 1; threads <= 3; ++threads) {
-            Matrix out = symmetric;
+            Matrix out = start;
             args.c = out.bytes.data();
             variant.table.gemm(args, Workspace(), Pool(threads));
             EXPECT_EQ(out.bytes, plain.bytes) << size << " with " << threads << " threads";
           }
-          Matrix out = symmetric;
+          Matrix out = start;
           args.c = out.bytes.data();
           variant.table.gemm_batch(&args, 1, Workspace(), Pool(1));
           EXPECT_EQ(out.bytes, plain.bytes) << size;

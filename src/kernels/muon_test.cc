@@ -94,7 +94,7 @@ void ComparesWithReference(int64_t rows, int64_t cols, int64_t count, const Muon
   SetActiveIsa(SupportedIsas().back());
 }
 
-// The error of fp32 that muon.cc derives: 2^-24 a^(2 (steps - 1)) |b| / a, and as much for the
+// The error of fp32 that muon_kernels.cc derives: 2^-24 a^(2 (steps - 1)) |b| / a, and as much for the
 // sums over the sides.
 constexpr double kF32Tolerance = 3.2e-3;
 

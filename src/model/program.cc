@@ -142,10 +142,10 @@ class Builder {
       // The head's matrix and its gradient pass through memory once a chunk: enough rows to make
       // that cheap, few enough that a chunk of logits stays near the caches for small vocabularies
       // and small beside the rest for large ones. Tiles multiply so much faster than memory moves
-      // that they want twice the rows.
+      // that they want the rows of larger vocabularies too.
       const auto logits = [this](int64_t rows) { return rows * config_.vocab_size * 4; };
       const bool tiles = kernels::ChainGrain(options_.compute) > 2;
-      chunk = tiles && logits(1024) <= (int64_t{256} << 20) ? 1024 : 512;
+      chunk = logits(1024) <= (int64_t{tiles ? 256 : 128} << 20) ? 1024 : 512;
       while (chunk < 2048 && logits(chunk * 2) <= (int64_t{16} << 20)) chunk *= 2;
     }
     return std::min(chunk, rows_);
