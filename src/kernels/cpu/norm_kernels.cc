@@ -6,6 +6,12 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
+template <class T>
+constexpr int64_t kLine = 64 / (int64_t)sizeof(T);  // elements of a cache line
+// How far ahead rows are asked for, in elements: a page, past which a processor asks for nothing itself.
+template <class T>
+constexpr int64_t kAhead = 64 * kLine<T>;
+
 template <class T, NormKind kKind>
 void ForwardRow(const NormForwardArgs& args, int64_t row) {
   const int64_t width = args.width;
@@ -16,6 +22,11 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
     const T* residual = static_cast<const T*>(args.residual) + row * width;
     T* sum = static_cast<T*>(args.sum) + row * width;
     Reduce<1>(width, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+      if (i % kLine<T> == 0) {
+        __builtin_prefetch(x + kAhead<T> + i);
+        __builtin_prefetch(residual + kAhead<T> + i);
+        __builtin_prefetch(sum + kAhead<T> + i, 1);
+      }
       const F32 v = RoundTo<T>(Load(residual + i, part) + Load(x + i, part));
       Store(sum + i, v, part);
       acc[0] = kKind == NormKind::kLayerNorm ? acc[0] + v : Fma(v, v, acc[0]);
@@ -23,6 +34,7 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
     x = sum;
   } else {
     Reduce<1>(width, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+      if (i % kLine<T> == 0) __builtin_prefetch(x + kAhead<T> + i);
       const F32 v = Load(x + i, part);
       acc[0] = kKind == NormKind::kLayerNorm ? acc[0] + v : Fma(v, v, acc[0]);
     });
@@ -53,7 +65,7 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
     return;
   }
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    if (i % (64 / (int64_t)sizeof(T)) == 0) __builtin_prefetch(y + 2 * width + i);
+    if (i % kLine<T> == 0) __builtin_prefetch(y + 2 * width + i);
     F32 v = (Load(x + i, part) - mean) * rstds;
     const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
     v = gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;
@@ -84,7 +96,6 @@ void Forward(const NormForwardArgs& args, ThreadPool& pool) {
 template <class T, NormKind kKind, bool kGains, int kRows>
 TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, float* dgain, float* dbias) {
   constexpr bool kLayer = kKind == NormKind::kLayerNorm;
-  constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
   const int64_t width = args.width;
   const T* x = static_cast<const T*>(args.x) + row * width;
   const T* dy = static_cast<const T*>(args.dy) + row * width;
@@ -97,7 +108,7 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     rstd[r] = Set(args.rstd[row + r]);
     float sums[2] = {0, 0};  // of q xh and, for LayerNorm, of q
     Reduce<2>(width, sums, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-      if (i % kLine == 0) {  // the next rows; pass two asks for its part of them
+      if (i % kLine<T> == 0) {  // the next rows; pass two asks for its part of them
         __builtin_prefetch(x + (kRows + r) * width + i);
         __builtin_prefetch(dy + (kRows + r) * width + i);
       }
@@ -117,7 +128,7 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     F32 db = kGains ? Load(dbias + i, part) : Zero();
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * width + i;
-      if (i % kLine == 0) __builtin_prefetch(dx + kRows * width + at, 1);
+      if (i % kLine<T> == 0) __builtin_prefetch(dx + kRows * width + at, 1);
       const F32 d = Load(dy + at, part);
       const F32 xh = (Load(x + at, part) - mean[r]) * rstd[r];
       if constexpr (kGains) {
@@ -162,7 +173,7 @@ struct Runs {
 template <class T, NormKind kKind, bool kGains>
 void BackwardRange(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
                    float* dbias) {
-  constexpr int kTogether = 4;
+  constexpr int kTogether = 8 / (int)sizeof(T);  // with the next ones they stay in the nearest cache
   int64_t row = first;
   for (; row + kTogether <= last; row += kTogether) {
     BackwardRows<T, kKind, kGains, kTogether>(args, row, dgain, dbias);
