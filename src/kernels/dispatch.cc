@@ -75,10 +75,11 @@ void EmbeddingBackward(const EmbeddingBackwardArgs& args, ThreadPool& pool) {
 }
 void QkvForward(const QkvArgs& args, ThreadPool& pool) {
   TESSERA_CHECK(args.in != args.out || (args.norm == QkNorm::kNone && args.clip == 0));
+  TESSERA_CHECK(args.heads + args.kv_heads <= 2048);  // kMostHeads
   ActiveTable().qkv_forward(args, pool);
 }
 void QkvBackward(const QkvBackwardArgs& args, ThreadPool& pool) {
-  TESSERA_CHECK(args.forward.heads + args.forward.kv_heads <= 2048);  // kChunkUnits
+  TESSERA_CHECK(args.forward.heads + args.forward.kv_heads <= 2048);  // kMostHeads
   ActiveTable().qkv_backward(args, pool);
 }
 void CrossEntropy(const CrossEntropyArgs& args, ThreadPool& pool) {

@@ -32,13 +32,10 @@ KernelTable MakeTable(Isa isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2: TESSERA_FILL_ALL(avx2); break;
     case Isa::kAvx512: TESSERA_FILL_ALL(avx512); break;
-    case Isa::kAvx512Bf16:
+    case Isa::kAvx512Bf16: TESSERA_FILL_ALL(avx512_bf16); break;
     case Isa::kAmx:
-      // Dots of bf16 pairs and rounding to bf16 are instructions here.
-      TESSERA_FILL_ALL(avx512);
-      fill(avx512_bf16::FillGemm, avx512_bf16::FillAttention, avx512_bf16::FillNorm,
-           avx512_bf16::FillActivation, avx512_bf16::FillLoss, avx512_bf16::FillMuon);
-      if (isa == Isa::kAmx) fill(amx::FillGemm, amx::FillAttention);
+      TESSERA_FILL_ALL(avx512_bf16);
+      fill(amx::FillGemm, amx::FillAttention);
       break;
 #else
     default: TESSERA_CHECK(false, "this instruction set is not part of the build");

@@ -204,6 +204,7 @@ TEST(Qkv, AgreesWithTheReferenceOnTheGrid) {
           CheckCase({9, 9, 3, 3, 17, dtype, norm, clip, 10, true, false, false, 0, 5});
           CheckCase({21, 7, 6, 1, 64, dtype, norm, clip, 0, false, true, false, 0, 3, true});
           CheckCase({4, 4, 2, 2, 128, dtype, norm, clip, 128, false, true, full});
+          CheckCase({3, 3, 100, 50, 16, dtype, norm, clip, 16, false, true, false});  // more than are taken at once
         }
       }
     }

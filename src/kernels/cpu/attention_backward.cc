@@ -615,12 +615,25 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
     });
   }
 
+  const auto scratch_of = [&](int thread) {
+    Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
+    return CarveScratch(&own, p, plan, kWord);
+  };
+  if (split_units == 0) {  // in shares, as forward
+    pool.RunShares(plan.units, 1, [&](int thread, int64_t begin, int64_t end) {
+      const AttentionScope scope;
+      const Scratch scratch = scratch_of(thread);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        BackwardUnit<kWord>(p, plan, MakeUnit<T>(args, p, unit), scratch);
+      }
+    });
+    return;
+  }
   const int64_t items = plan.whole_units + split_units * plan.chunks;
   int64_t next = 0;
   pool.Run([&](int thread) {
     const AttentionScope scope;
-    Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
-    const Scratch scratch = CarveScratch(&own, p, plan, kWord);
+    const Scratch scratch = scratch_of(thread);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
       if (item < plan.whole_units) {
         CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));

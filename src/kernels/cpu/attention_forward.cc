@@ -62,23 +62,36 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
   const Problem p = MakeProblem(args.shape, nullptr, kWord);
   const Plan plan = MakePlan(p, pool.num_threads());
   const int64_t items = plan.units * plan.blocks;
-  // Long items first where there are few; else one sequence after the other for the caches.
-  const bool long_first = plan.units < 8 * pool.num_threads();
   const int64_t thread_bytes = ForwardBytes(args.shape, 1);
+  const auto scratch_of = [&](int thread) {
+    Carver carver = {(char*)workspace + thread * thread_bytes, 0};
+    return CarveOnline(&carver, p.padded, p.shape.dropout > 0);
+  };
+  // Many units: in shares, so that a thread meets the sequences whose rows it had in the ops before.
+  if (plan.units >= 8 * pool.num_threads()) {
+    pool.RunShares(items, 1, [&](int thread, int64_t begin, int64_t end) {
+      const AttentionScope scope;
+      const OnlineScratch scratch = scratch_of(thread);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t block = plan.blocks - 1 - item % plan.blocks;
+        ForwardItem<kWord, T>(args, p, plan, item / plan.blocks, block, scratch);
+      }
+    });
+    return;
+  }
+  // Few: long items first.
   int64_t next = 0;
   pool.Run([&](int thread) {
     const AttentionScope scope;
-    Carver carver = {(char*)workspace + thread * thread_bytes, 0};
-    const OnlineScratch scratch = CarveOnline(&carver, p.padded, p.shape.dropout > 0);
+    const OnlineScratch scratch = scratch_of(thread);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
-      const int64_t unit = long_first ? item % plan.units : item / plan.blocks;
-      const int64_t block = long_first ? item / plan.units : item % plan.blocks;
+      const int64_t unit = item % plan.units, block = plan.blocks - 1 - item / plan.units;
       // Rows of a causal block see the keys before its end.
-      const int64_t first = (plan.blocks - 1 - block) * plan.tiles * kTile;
+      const int64_t first = block * plan.tiles * kTile;
       const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
       const int64_t keys = p.shape.causal ? end / p.group : p.keys;
       CountItem(item, static_cast<double>((end - first) * keys));
-      ForwardItem<kWord, T>(args, p, plan, unit, plan.blocks - 1 - block, scratch);
+      ForwardItem<kWord, T>(args, p, plan, unit, block, scratch);
     }
   });
 }

@@ -8,9 +8,9 @@ namespace {
 
 // Rows of a table lie anywhere: loops over them ask for the row this many ahead.
 constexpr int64_t kTableAhead = 4;
-template <class T>
+template <int kToWrite = 0, class T>
 TESSERA_INLINE void PrefetchColumns(const T* row, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + i);
+  for (int64_t i = begin; i < end; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + i, kToWrite);
 }
 
 template <class Table, class T>
@@ -22,6 +22,7 @@ void ForwardAll(const EmbeddingForwardArgs& args, ThreadPool& pool) {
     for (int64_t row = begin; row < end; ++row) {
       if (row + kTableAhead < end) {
         PrefetchColumns(table + int64_t{args.tokens[row + kTableAhead]} * width, 0, width);
+        PrefetchColumns<1>(static_cast<T*>(args.y) + (row + kTableAhead) * width, 0, width);
       }
       const Table* source = table + int64_t{args.tokens[row]} * width;
       T* y = static_cast<T*>(args.y) + row * width;

@@ -55,11 +55,11 @@ TESSERA_INLINE U32 SignOf(bool odd) {
   return mask;
 }
 
-// Asks for the same n elements two rows further on: a core's own prefetching stops at gaps between
+// Asks for the same n elements `rows` rows further on: a core's own prefetching stops at gaps between
 // the parts of rows, and at pages.
 template <class T>
-TESSERA_INLINE void RequestAhead(const T* p, int64_t n, int64_t row_size) {
-  const T* ahead = p + 2 * row_size;
+TESSERA_INLINE void RequestAhead(const T* p, int64_t n, int64_t row_size, int64_t rows = 2) {
+  const T* ahead = p + rows * row_size;
   for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(ahead + i);
 }
 
@@ -104,24 +104,39 @@ struct Unit {
   float mean_q = 0, mean_qx = 0;  // backward: means of q = dz gain and of q xh
 };
 
+// Of the distances to the mean.
 template <class T, class C>
-Unit UnitOf(const T* in, int64_t n, bool layer, float eps, const C& clip) {
-  Unit unit;
+TESSERA_INLINE float SquaresOf(const T* in, int64_t n, float mean, const C& clip) {
   float square = 0;
-  if (layer) {
-    float total = 0;
-    Reduce<1>(n, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
-      acc[0] = acc[0] + clip.Clamp(Load(in + i, part));
-    });
-    unit.mean = total / static_cast<float>(n);
-  }
-  const float mean = unit.mean;
   Reduce<1>(n, &square, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
     const F32 v = ZeroPast(clip.Clamp(Load(in + i, part)) - mean, part);
     acc[0] = Fma(v, v, acc[0]);
   });
+  return square;
+}
+
+// Of LayerNorm over n values.
+template <class T, class C>
+Unit UnitOf(const T* in, int64_t n, float eps, const C& clip) {
+  Unit unit;
+  float total = 0;
+  Reduce<1>(n, &total, [&](int64_t i, auto part, F32* acc) TESSERA_INLINE_LAMBDA {
+    acc[0] = acc[0] + clip.Clamp(Load(in + i, part));
+  });
+  unit.mean = total / static_cast<float>(n);
+  const float square = SquaresOf(in, n, unit.mean, clip);
   unit.rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
   return unit;
+}
+
+// 1 / root mean square of heads whose sums of squares over d values these are: a root and a division a
+// vector of heads, not a head.
+TESSERA_INLINE void RmsOfHeads(const float* squares, int64_t heads, int64_t d, float eps,
+                               float* rstd) {
+  const F32 count = Set(static_cast<float>(d));
+  ForVectors(0, heads, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+    Store(rstd + i, Set(1.0f) / Sqrt(Load(squares + i, part, 1.0f) / count + Set(eps)), part);
+  });
 }
 
 // Query heads, or key heads.
@@ -154,11 +169,10 @@ TESSERA_INLINE int64_t GainOffset(const QkvArgs& args, int64_t head) {
   return args.norm == QkNorm::kLayerNormFull ? head * args.head_size : 0;
 }
 
-// Heads whose statistics are taken before the first of them is used.
-constexpr int64_t kHeadsTogether = 16;
-
+// `rms`: of the row's query and key heads, for kRmsPerHead.
 template <class T, class C>
-void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const C& clip) {
+void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const float* rms,
+                const C& clip) {
   const int64_t d = args.head_size;
   const T* in = static_cast<const T*>(args.in) + row * groups.row_size;
   T* out = static_cast<T*>(args.out) + row * groups.row_size;
@@ -166,36 +180,25 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const C&
   for (const Group& group : groups.group) {
     Unit unit;
     if (args.norm == QkNorm::kLayerNormFull) {
-      unit = UnitOf(in + group.offset, group.heads * d, true, args.eps, clip);
+      unit = UnitOf(in + group.offset, group.heads * d, args.eps, clip);
     }
-    for (int64_t first = 0; first < group.heads; first += kHeadsTogether) {
-      const int64_t last = first + kHeadsTogether < group.heads ? first + kHeadsTogether : group.heads;
-      // Apart from what uses them, so that one head's sums do not wait for another's root.
-      Unit of_head[kHeadsTogether];
-      if (args.norm == QkNorm::kRmsPerHead) {
-        for (int64_t head = first; head < last; ++head) {
-          RequestAhead(in + group.offset + head * d, d, groups.row_size);
-          of_head[head - first] = UnitOf(in + group.offset + head * d, d, false, args.eps, clip);
-        }
-      }
-      for (int64_t head = first; head < last; ++head) {
-        if (args.norm == QkNorm::kRmsPerHead) unit = of_head[head - first];
-        const T* x = in + group.offset + head * d;
-        T* y = out + group.offset + head * d;
-        const int64_t gains = GainOffset(args, head);
-        const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
-        const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
-        const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
-        ForTurned<false>(
-            rotary, d,
-            [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-              F32 v = (clip.Clamp(Load(x + i, part)) - mean) * rstd;
-              if (gain != nullptr) v = v * Load(gain + i, part);
-              if (bias != nullptr) v = v + Load(bias + i, part);
-              return v;
-            },
-            [&](int64_t i, auto part, F32 v, auto) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
-      }
+    for (int64_t head = 0; head < group.heads; ++head) {
+      if (args.norm == QkNorm::kRmsPerHead) unit.rstd = rms[group.first_unit + head];
+      const T* x = in + group.offset + head * d;
+      T* y = out + group.offset + head * d;
+      const int64_t gains = GainOffset(args, head);
+      const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
+      const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
+      const F32 mean = Set(unit.mean), rstd = Set(unit.rstd);
+      ForTurned<false>(
+          rotary, d,
+          [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+            F32 v = (clip.Clamp(Load(x + i, part)) - mean) * rstd;
+            if (gain != nullptr) v = v * Load(gain + i, part);
+            if (bias != nullptr) v = v + Load(bias + i, part);
+            return v;
+          },
+          [&](int64_t i, auto part, F32 v, auto) TESSERA_INLINE_LAMBDA { Store(y + i, v, part); });
     }
   }
   const int64_t values = (args.heads + args.kv_heads) * d;
@@ -205,12 +208,37 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const C&
   });
 }
 
+// Heads under norms of their own are taken several rows at a time, so that none waits for its root.
+constexpr int64_t kHeadsTogether = 32;
+constexpr int64_t kMostHeads = 2048;  // of a row (checked by dispatch)
+
+template <class T, class C>
+void ForwardRms(const QkvArgs& args, const Groups& groups, int64_t begin, int64_t end,
+                const C& clip) {
+  const int64_t d = args.head_size, units = groups.units;
+  const int64_t together = units < kHeadsTogether ? kHeadsTogether / units : 1;
+  alignas(64) float squares[kMostHeads], rms[kMostHeads];
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t rows = end - first < together ? end - first : together;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* x = static_cast<const T*>(args.in) + (first + r) * groups.row_size;
+      for (int64_t head = 0; head < units; ++head) {
+        RequestAhead(x + head * d, d, groups.row_size, together);
+        squares[r * units + head] = SquaresOf(x + head * d, d, 0, clip);
+      }
+    }
+    RmsOfHeads(squares, rows * units, d, args.eps, rms);
+    for (int64_t r = 0; r < rows; ++r) ForwardRow<T>(args, groups, first + r, rms + r * units, clip);
+  }
+}
+
 template <class T>
 void ForwardAll(const QkvArgs& args, ThreadPool& pool) {
   const Groups groups = GroupsOf(args);
   ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
     WithClip(args, [&](const auto& clip) {
-      for (int64_t row = begin; row < end; ++row) ForwardRow<T>(args, groups, row, clip);
+      if (args.norm == QkNorm::kRmsPerHead) return ForwardRms<T>(args, groups, begin, end, clip);
+      for (int64_t row = begin; row < end; ++row) ForwardRow<T>(args, groups, row, nullptr, clip);
     });
   });
 }
@@ -279,7 +307,7 @@ void RowUnits(const QkvBackwardArgs& back, const Groups& groups, int64_t row, co
     const T* dy = dout + group.offset;
     Unit* unit = units + group.first_unit;
     if (layer) {
-      *unit = UnitOf(x, group.heads * d, true, args.eps, clip);
+      *unit = UnitOf(x, group.heads * d, args.eps, clip);
       F32 sums[2] = {};
       for (int64_t head = 0; head < group.heads; ++head) {
         const float* gain = group.gain == nullptr ? nullptr : group.gain + head * d;
@@ -359,47 +387,81 @@ void BackwardRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row,
   BackwardValues(back, groups, span, clip);
 }
 
-// A whole row of heads under their own RMS norms where no gain's gradient is asked for: the turned
-// gradients of some heads wait in the nearest cache for these heads' sums.
-constexpr int64_t kTurnedHeads = 8, kTurnedSize = 256;
+// Rows of heads under their own RMS norms where no gain's gradient is asked for, some heads at a time:
+// their turned gradients wait in the nearest cache for these heads' sums. kSize: of a head whose values
+// are all turned, pairs apart, or 0 for any other.
+constexpr int64_t kTurnedSize = 256, kTurnedFloats = 4096;
 
-template <class T, class C>
-void BackwardRmsRow(const QkvBackwardArgs& back, const Groups& groups, int64_t row, const C& clip) {
+template <class T, int64_t kSize, class C>
+void BackwardRms(const QkvBackwardArgs& back, const Groups& groups, int64_t begin, int64_t end,
+                 const C& clip) {
   const QkvArgs& args = back.forward;
-  const int64_t d = args.head_size;
-  const BackwardSpan<T> span(back, groups, row);
-  const Rotary rotary = RotaryOf(args, row);
-  alignas(64) float turned[kTurnedHeads * kTurnedSize];
-  Moments moments[kTurnedHeads];
-  for (const Group& group : groups.group) {
-    for (int64_t first = 0; first < group.heads; first += kTurnedHeads) {
-      const int64_t count = first + kTurnedHeads < group.heads ? kTurnedHeads : group.heads - first;
-      const int64_t offset = group.offset + first * d;
-      for (int64_t head = 0; head < count; ++head) {
-        const int64_t at = offset + head * d;
-        float* kept = turned + head * d;
-        RequestAhead(span.in + at, d, groups.row_size);
-        moments[head] = MomentsOf(span.in + at, span.dout + at, group.gain, rotary, d, clip,
-                                  [&](int64_t i, auto part, F32 q) TESSERA_INLINE_LAMBDA {
-                                    Store(kept + i, q, part);
-                                  });
+  const int64_t d = kSize > 0 ? kSize : args.head_size, units = groups.units;
+  const int64_t together = kTurnedFloats / d < kHeadsTogether ? kTurnedFloats / d : kHeadsTogether;
+  const int64_t ahead = together / units + 2;  // rows
+  alignas(64) float turned[kTurnedFloats];
+  alignas(64) float squares[kHeadsTogether], products[kHeadsTogether];
+  alignas(64) float rms[kHeadsTogether], means[kHeadsTogether];
+  const F32 values = Set(static_cast<float>(d));
+  // Heads in the order of memory, across rows: query heads, then key heads. body(i, row, head, last)
+  // takes those of one row, the first of which is number i.
+  const auto for_rows = [&](int64_t first, int64_t count, auto&& body) TESSERA_INLINE_LAMBDA {
+    int64_t row = first / units, head = first % units;
+    for (int64_t i = 0; i < count;) {
+      const int64_t last = head + count - i < units ? head + count - i : units;
+      body(i, row, head, last);
+      i += last - head;
+      head = 0;
+      ++row;
+    }
+  };
+  for (int64_t first = begin * units; first < end * units; first += together) {
+    const int64_t left = end * units - first, count = left < together ? left : together;
+    for_rows(first, count, [&](int64_t i, int64_t row, int64_t head, int64_t last)
+                               TESSERA_INLINE_LAMBDA {
+      const BackwardSpan<T> span(back, groups, row);
+      Rotary rotary = RotaryOf(args, row);
+      if (kSize > 0) {
+        rotary.size = kSize;
+        rotary.interleaved = false;
       }
-      for (int64_t head = 0; head < count; ++head) {
-        const Unit unit = UnitOf(moments[head], d, args.eps);
-        const T* x = span.in + offset + head * d;
-        T* dx = span.din + offset + head * d;
-        const float* kept = turned + head * d;
-        RequestAhead(span.dout + offset + head * d, d, groups.row_size);
-        const F32 rstd = Set(unit.rstd), mean_qx = Set(unit.mean_qx);
-        ForVectors(0, d, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-          const F32 raw = Load(x + i, part);
+      for (; head < last; ++head, ++i) {
+        const T* x = span.in + head * d;
+        float* kept = turned + i * d;
+        RequestAhead(x, d, groups.row_size, ahead);
+        RequestAhead(span.dout + head * d, d, groups.row_size, ahead);
+        const float* gain = groups.group[head < args.heads ? 0 : 1].gain;
+        const Moments moments = MomentsOf(x, span.dout + head * d, gain, rotary, d, clip,
+                                          [&](int64_t j, auto part, F32 q) TESSERA_INLINE_LAMBDA {
+                                            Store(kept + j, q, part);
+                                          });
+        squares[i] = moments.square;
+        products[i] = moments.product;
+      }
+    });
+    RmsOfHeads(squares, count, d, args.eps, rms);
+    ForVectors(0, count, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      Store(means + i, Load(products + i, part) * Load(rms + i, part) / values, part);
+    });
+    for_rows(first, count, [&](int64_t i, int64_t row, int64_t head, int64_t last)
+                               TESSERA_INLINE_LAMBDA {
+      const BackwardSpan<T> span(back, groups, row);
+      for (; head < last; ++head, ++i) {
+        const T* x = span.in + head * d;
+        T* dx = span.din + head * d;
+        const float* kept = turned + i * d;
+        const F32 rstd = Set(rms[i]), mean_qx = Set(means[i]);
+        ForVectors(0, d, [&](int64_t j, auto part) TESSERA_INLINE_LAMBDA {
+          const F32 raw = Load(x + j, part);
           const F32 xh = clip.Clamp(raw) * rstd;
-          Store(dx + i, clip.Back(raw, rstd * Fma(-xh, mean_qx, Load(kept + i, part))), part);
+          Store(dx + j, clip.Back(raw, rstd * Fma(-xh, mean_qx, Load(kept + j, part))), part);
         });
       }
-    }
+    });
   }
-  BackwardValues(back, groups, span, clip);
+  for (int64_t row = begin; row < end; ++row) {
+    BackwardValues(back, groups, BackwardSpan<T>(back, groups, row), clip);
+  }
 }
 
 // Gradients of gain and bias for one column vector.
@@ -530,7 +592,6 @@ void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t firs
 
 // Statistics of a chunk of rows are kept between the passes: rows (statistics), columns (gains),
 // rows (din, which may lie over dout and so comes last).
-constexpr int64_t kChunkUnits = 2048;  // also the most heads a row may have (checked by dispatch)
 
 template <class T, class C>
 void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
@@ -552,12 +613,15 @@ void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
                          back.dq_bias != nullptr || back.dk_bias != nullptr;
   if (!has_gains && args.norm == QkNorm::kRmsPerHead && args.head_size <= kTurnedSize) {
     ParallelRows(pool, args.rows, groups.row_size, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) BackwardRmsRow<T>(back, groups, row, clip);
+      const bool usual = args.rotary_size == args.head_size && !args.rotary_interleaved;
+      if (usual && args.head_size == 64) return BackwardRms<T, 64>(back, groups, begin, end, clip);
+      if (usual && args.head_size == 128) return BackwardRms<T, 128>(back, groups, begin, end, clip);
+      BackwardRms<T, 0>(back, groups, begin, end, clip);
     });
     return;
   }
-  Unit units[kChunkUnits];
-  const int64_t chunk = kChunkUnits / groups.units;
+  Unit units[kMostHeads];
+  const int64_t chunk = kMostHeads / groups.units;
   for (int64_t first = 0; first < args.rows; first += chunk) {
     const int64_t last = first + chunk < args.rows ? first + chunk : args.rows;
     ParallelRows(pool, last - first, groups.row_size, [&](int64_t begin, int64_t end) {
