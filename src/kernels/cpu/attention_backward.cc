@@ -243,6 +243,11 @@ void RoundTiles(const Scratch& s, int64_t count, float* words, int64_t words_str
   RoundRowsToPairs(0, rows, kTileVectors, s.ds);
 }
 
+// Whether one of two rows that see keys [from[i], to[i]) sees one of [begin, end).
+TESSERA_INLINE bool SeesSome(const int64_t* from, const int64_t* to, int64_t begin, int64_t end) {
+  return (from[0] < end && to[0] > begin) || (from[1] < end && to[1] > begin);
+}
+
 // ScoreRow and RoundTiles in one, without bias, cap and dropout, for rows [begin, end) (even) from the
 // raw products Q K^T. Where kEdge, row r sees keys [from[r], to[r]) of the tile, none past the last row.
 template <bool kEdge>
@@ -265,6 +270,14 @@ void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t 
       minus_delta.v[i] = Set(exists ? -delta[row] : 0.0f);
     });
     for (int64_t k = 0; k < kTile; k += kVectors * kLanes) {
+      if (kEdge && !SeesSome(from + r, to + r, k, k + kVectors * kLanes)) {
+        for (int v = 0; v < kVectors; ++v) {
+          StoreWords(p_pairs + k + v * kLanes, U32{});
+          StoreWords(ds_pairs + k + v * kLanes, U32{});
+        }
+        for (int64_t i = 0; i < 2; ++i) StoreWords(words + (r + i) * words_stride + k / 2, U32{});
+        continue;
+      }
       Part x, d;
       Each<2 * kVectors>(TESSERA_EACH(i) {
         const int64_t at = i / kVectors * kTile + k + i % kVectors * kLanes;
@@ -320,11 +333,12 @@ void QueryGradient(const Problem& problem, const Scratch& s, int64_t panel_keys,
                                   to / 2, s.requests);
 }
 
-// One tile of rows (packed in scratch) with one tile of keys: adds to dk, dv and dq of scratch; with
-// tiles dS is left for QueryGradient instead.
+// One tile of rows (packed in scratch) with one tile of keys: adds to dk and dv of scratch, and to dq,
+// which the first one writes; with tiles dS is left for QueryGradient instead.
 template <Word kWord>
 void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
-                  int64_t panel_begin, int64_t panel_keys, int64_t tile_index, int64_t n) {
+                  int64_t panel_begin, int64_t panel_keys, int64_t tile_index, int64_t n,
+                  bool writes_dq) {
   constexpr bool kPairs = kWord == Word::kPair;
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = *s.rows;
@@ -332,7 +346,10 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   const int64_t depth = problem.depth, padded = problem.padded;
   const bool edge = !rows.SeesAll(begin, begin + kTile);
   int64_t from[kTile], to[kTile];
-  if (edge || (kHasTiles && rows.count < kTile)) {
+  const bool plain = kPairs && problem.cap == 0 && problem.shape.alibi_slopes == nullptr &&
+                     problem.shape.dropout == 0;
+  const bool cut = edge || rows.count < kTile;  // what PlainRows has to look at
+  if (edge || (kPairs && cut)) {
     for (int64_t r = 0; r < kTile; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
   }
 
@@ -356,8 +373,6 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   const int64_t words_stride = kHasTiles ? panel_keys / 2 : kTile / 2;
   Strips strips;
   if constexpr (kHasTiles) {
-    const bool plain = problem.cap == 0 && problem.shape.alibi_slopes == nullptr &&
-                       problem.shape.dropout == 0;
     // Half of the rows at a time where their results can be rounded at once: they stay in L1.
     const int64_t together = plain ? kTile / 2 : RoundUp(rows.count, kTileRows);
     for (int64_t row = 0; row < rows.count; row += together) {
@@ -365,11 +380,8 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
       MultiplyOnTiles<Update::kStore>(scores, row, row_end, kTile, 0, tile_depth, s.requests);
       MultiplyOnTiles<Update::kStore>(dp, row, row_end, kTile, 0, tile_depth, s.requests);
       if (!plain) continue;
-      if (edge || rows.count < kTile) {
-        PlainRows<true>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
-      } else {
-        PlainRows<false>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
-      }
+      if (cut) PlainRows<true>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
+      else PlainRows<false>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
     }
     if (plain) {
       AddToKeys(problem, s, tile_index, rows.count);
@@ -386,19 +398,25 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     WholeStrips(rows.count, depth, kTileVectors, &strips);
   }
   if constexpr (!kHasTiles) {
-    Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
+    if (plain) Multiply<kWord, Layout::kRows, Update::kStore>(scores, strips, kTileVectors, s.requests);
+    else Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
     Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
   }
 
-  WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
-    constexpr bool kEdge = decltype(edge_on)::kOn;
-    for (int64_t r = 0; r < rows.count; ++r) {
-      ScoreRow<kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
-          problem, s, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n);
-    }
-  });
-
-  if (kPairs) RoundTiles(s, rows.count, words, words_stride);
+  if (plain) {
+    const int64_t end = RoundUp(rows.count, 2);
+    if (cut) PlainRows<true>(problem, s, 0, end, lse, delta, from, to, words, words_stride);
+    else PlainRows<false>(problem, s, 0, end, lse, delta, from, to, words, words_stride);
+  } else {
+    WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
+      constexpr bool kEdge = decltype(edge_on)::kOn;
+      for (int64_t r = 0; r < rows.count; ++r) {
+        ScoreRow<kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
+            problem, s, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n);
+      }
+    });
+    if (kPairs) RoundTiles(s, rows.count, words, words_stride);
+  }
   const int64_t offset = tile_index * kTile * padded;
   if constexpr (kHasTiles) {
     AddToKeys(problem, s, tile_index, rows.count);
@@ -437,14 +455,16 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   } else {
     WholeStrips(rows.count, WordSteps(kWord, n), problem.vectors, &strips);
   }
-  Multiply<kWord, Layout::kRows, Update::kAdd>(dq, strips, problem.vectors, s.requests);
+  if (writes_dq) Multiply<kWord, Layout::kRows, Update::kStore>(dq, strips, problem.vectors, s.requests);
+  else Multiply<kWord, Layout::kRows, Update::kAdd>(dq, strips, problem.vectors, s.requests);
 }
 
 void AddTo(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i += kLanes) Store(y + i, Load(y + i) + Load(x + i));
 }
 
-// Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded].
+// Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded], or where that
+// is null, as these are all keys, writes the unit's dq.
 template <Word kWord, class T>
 void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, const float* delta,
                    int64_t panel_keys, int64_t begin, int64_t n, float* dq) {
@@ -473,11 +493,21 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
   }
 
+  const auto write_dq = [&](int64_t first, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      UnpackRow(s.dq + r * p.padded, size, p.shape.scale, unit.dq.Row(first + r));
+    }
+  };
   const int64_t first_row = p.up_to_self ? begin * p.group / kTile * kTile : 0;
   for (int64_t first = first_row; first < p.rows; first += kTile) {
     const int64_t count = MinOf(kTile, p.rows - first);
     FillRows(p, unit.sequence, unit.kv_head, first, count, s.rows);
-    if (s.rows->SeesNone(begin, begin + n)) continue;
+    if (s.rows->SeesNone(begin, begin + n)) {
+      if (dq != nullptr) continue;
+      std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
+      write_dq(first, count);
+      continue;
+    }
     float lse[kTile];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r;
@@ -496,14 +526,12 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
                       s.dout_rows + r / 2 * p.padded);
         }
       }
-      const int64_t at = p.group == 1 ? row : row % p.group * p.shape.length + row / p.group;
-      lse[r] = unit.lse[at] * kLog2E;
+      lse[r] = unit.lse[p.RowInHeads(row)] * kLog2E;
     }
     if constexpr (kHasTiles) {
       TransposeTile(s.q_rows, CeilDiv(count, 2), p.padded, p.padded, s.q_t);
       TransposeTile(s.dout_rows, CeilDiv(count, 2), p.padded, p.padded, s.dout_t);
     }
-    if constexpr (!kHasTiles) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
     const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
     unit.q.Request(next, next_count, s.requests);
     unit.dout.Request(next, next_count, s.requests);
@@ -517,15 +545,15 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t keys = MinOf(kTile, n - j);
       if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;
-      if (from < 0) from = j;
+      const bool is_first = from < 0;
+      if (is_first) from = j;
       to = j + kTile;
-      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys);
+      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys, is_first);
     }
-    if constexpr (kHasTiles) {
-      if (from < 0) continue;
-      QueryGradient(p, s, panel_keys, from, to);
-    }
-    AddTo(s.dq, count * p.padded, dq + first * p.padded);
+    if (from < 0) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
+    else if constexpr (kHasTiles) QueryGradient(p, s, panel_keys, from, to);
+    if (dq != nullptr) AddTo(s.dq, count * p.padded, dq + first * p.padded);
+    else write_dq(first, count);
   }
 
   // The true factor of dK is the shape's scale; Q that was packed as floats carries q_scale.
@@ -566,6 +594,10 @@ void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, cons
 template <Word kWord, class T>
 void BackwardUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s) {
   FillDelta(p, unit, 0, p.rows, s.delta);
+  if (p.shape.length <= plan.panel_keys) {
+    BackwardPanel<kWord>(p, unit, s, s.delta, plan.panel_keys, 0, p.shape.length, nullptr);
+    return;
+  }
   std::memset(s.unit_dq, 0, (size_t)plan.gradient_floats * 4);
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
     // A chunk of one panel adds each row once, so a buffer of its own would change no bit.

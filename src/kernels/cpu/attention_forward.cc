@@ -49,10 +49,9 @@ void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan&
     const QueryTile& tile = scratch.tiles[i];
     EndTile(p, tile, out);
     if (args.lse == nullptr) continue;
+    float* lse = args.lse + (sequence * p.shape.heads + head) * p.shape.length;
     for (int64_t r = 0; r < tile.rows.count; ++r) {
-      const int64_t row = tile.rows.first + r;
-      float* lse = args.lse + (sequence * p.shape.heads + head + row % p.group) * p.shape.length;
-      lse[row / p.group] = tile.max[r] * kLn2 + __builtin_logf(tile.sum[r]);
+      lse[p.RowInHeads(tile.rows.first + r)] = tile.max[r] * kLn2 + __builtin_logf(tile.sum[r]);
     }
   }
 }

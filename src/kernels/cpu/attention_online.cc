@@ -78,10 +78,10 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
 }
 
 // The same without bias and cap from raw products Q K^T (a positive q_scale is applied here), to rows
-// of pairs of keys rounded to bf16: tiles take them as they are.
+// of pairs of keys rounded to bf16, all kTile / 2 of them: zeros where no key of [from, to) is.
 template <bool kEdge>
 TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane, float* scores,
-                                 int64_t begin) {
+                                 int64_t begin, int64_t from, int64_t to) {
   float* s = scores + lane;
   constexpr Several<kTogether> kPart;
   I32 lo = {}, hi = {};
@@ -90,6 +90,11 @@ TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane
     std::memcpy(&hi, tile->rows.hi + lane, sizeof(hi));
     lo -= (int32_t)begin;
     hi -= (int32_t)begin;
+    from = from / kTogether * kTogether;
+    to = RoundUp(to, kTogether);
+  } else {
+    from = 0;
+    to = kTile;
   }
   const auto load = [&](int64_t k) TESSERA_INLINE_LAMBDA {
     auto x = LoadRows(s + k * kTile, kPart);
@@ -102,18 +107,22 @@ TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane
     return x;
   };
   const F32 q_scale = Set(p.q_scale), old = Load(tile->max + lane);
-  Many<kTogether> most = load(0);
-  for (int64_t k = kTogether; k < kTile; k += kTogether) most = Max(most, load(k));
+  Many<kTogether> most = Set(-__builtin_inff());
+  for (int64_t k = from; k < to; k += kTogether) most = Max(most, load(k));
   const F32 max = Max(old, q_scale * Max(Max(most.v[0], most.v[1]), Max(most.v[2], most.v[3])));
   const F32 scale = Exp2(old - max), minus_max = Zero() - max;
   Many<kTogether> sums = Zero();
   sums.v[0] = Load(tile->sum + lane) * scale;
-  for (int64_t k = 0; k < kTile; k += kTogether) {
+  for (int64_t k = from; k < to; k += kTogether) {
     const auto x = Exp2(Fma(load(k), q_scale, minus_max));
     sums = sums + x;
     float* pairs = s + k / 2 * kTile;
     StoreWords(pairs, RoundToPairs(x.v[0], x.v[1]));
     StoreWords(pairs + kTile, RoundToPairs(x.v[2], x.v[3]));
+  }
+  if constexpr (kEdge) {
+    for (int64_t k = 0; k < from / 2; ++k) StoreWords(s + k * kTile, U32{});
+    for (int64_t k = to / 2; k < kTile / 2; ++k) StoreWords(s + k * kTile, U32{});
   }
   Store(tile->max + lane, max);
   Store(tile->scale + lane, scale);
@@ -157,8 +166,8 @@ void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t beg
     MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(n, kTileRows), count * kLanes, 0,
                                     p.depth_stride, scratch.requests);
     for (int64_t v = first; v < first + count; ++v) {
-      if (edge) PlainSoftmax<true>(p, tile, v * kLanes, scratch.scores, begin);
-      else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin);
+      if (edge) PlainSoftmax<true>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
+      else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
     }
     ScaleColumns(tile->scale + lane, p.padded, count, tile->out + lane);
     const Product out_t = {.a = scratch.values_t,
@@ -181,9 +190,11 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
-  const bool edge = !rows.SeesAll(begin, begin + (kHasTiles ? kTile : n));
+  const bool plain = kPairs && p.cap == 0 && p.shape.alibi_slopes == nullptr &&
+                     p.shape.dropout == 0 && p.q_scale > 0;
+  const bool edge = !rows.SeesAll(begin, begin + (kHasTiles || plain ? kTile : n));
   if constexpr (kHasTiles) {
-    if (p.cap == 0 && p.shape.alibi_slopes == nullptr && p.shape.dropout == 0 && p.q_scale > 0) {
+    if (plain) {
       AttendPlainTile(p, scratch, begin, n, edge, vectors, tile);
       return;
     }
@@ -237,11 +248,17 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     WholeStrips(n, p.depth, vectors, &strips);
   }
   if constexpr (!kHasTiles) {
-    Multiply<kWord, Layout::kRows, kScores>(scores, strips, vectors, scratch.requests);
+    if (plain) Multiply<kWord, Layout::kRows, Update::kStore>(scores, strips, vectors, scratch.requests);
+    else Multiply<kWord, Layout::kRows, kScores>(scores, strips, vectors, scratch.requests);
   }
 
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
+    if (plain) {
+      if (edge) PlainSoftmax<true>(p, tile, lane, scratch.scores, begin, from[v], to[v]);
+      else PlainSoftmax<false>(p, tile, lane, scratch.scores, begin, from[v], to[v]);
+      continue;
+    }
     if (edge || key_to > n) {
       for (int64_t k = key_from; k < key_to; ++k) {
         if (k < from[v] || k >= to[v]) Store(scratch.scores + k * kTile + lane, Zero());
@@ -253,7 +270,7 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
     });
   }
   if (p.shape.dropout > 0) DropScores(p, rows, begin, scratch.keep, scratch.scores);
-  if (kPairs) RoundRowsToPairs(key_from, key_to, vectors, scratch.scores);
+  if (kPairs && !plain) RoundRowsToPairs(key_from, key_to, vectors, scratch.scores);
 
   if constexpr (kHasTiles) {
     ScaleColumns(tile->scale, p.padded, vectors, tile->out);
@@ -284,7 +301,12 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   } else {
     WholeStrips(rows.count, WordSteps(kWord, n), p.vectors, &strips);
   }
-  Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(out, strips, p.vectors, scratch.requests);
+  if (tile->empty) {
+    Multiply<kWord, Layout::kColumns, Update::kStore>(out, strips, p.vectors, scratch.requests);
+    tile->empty = false;
+  } else {
+    Multiply<kWord, Layout::kColumns, Update::kScaleAdd>(out, strips, p.vectors, scratch.requests);
+  }
 }
 
 #if !defined(TESSERA_TILES)

@@ -23,6 +23,7 @@ struct QueryTile {
   alignas(64) float scale[kTile];  // 2^(old max - max) of the tile at hand
   float* q = nullptr;              // [depth, kTile], transposed; floats are scaled
   float* out = nullptr;            // [kTile, padded], not yet divided by sum; with tiles transposed
+  bool empty = true;               // no key yet: out holds nothing
 };
 
 // Tiles of one work item: they share each packed key tile. The number never changes a bit. Where tiles
@@ -79,7 +80,8 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
     tile->max[r] = -1e30f;  // finite: -inf minus it is -inf, not NaN
     tile->sum[r] = 0;
   }
-  std::memset(tile->out, 0, (size_t)(kTile * p.padded) * 4);
+  tile->empty = !kHasTiles;
+  if (kHasTiles) std::memset(tile->out, 0, (size_t)(kTile * p.padded) * 4);
 }
 
 // Adds keys [begin, begin + n), packed in scratch, to a query tile.
@@ -126,9 +128,14 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
       AttendTile<kWord>(p, scratch, begin, n, &scratch.tiles[i]);
     }
   }
+  for (int64_t i = 0; i < tiles; ++i) {
+    QueryTile& tile = scratch.tiles[i];
+    if (tile.empty) std::memset(tile.out, 0, (size_t)(tile.rows.count * p.padded) * 4);
+    tile.empty = false;
+  }
 }
 
-// out = sum of p v / sum of p, in T.
+// out = sum of p v / sum of p, in T; zero where a row saw no key.
 template <class T>
 TESSERA_INLINE void EndTile(const Problem& p, const QueryTile& tile, const GroupRows<T>& out) {
   if constexpr (kHasTiles) {

@@ -20,6 +20,7 @@ TESSERA_INLINE void BeginRows(const Problem& p, int64_t sequence, int64_t kv_hea
     tile->sum[r] = 0;
   }
   std::memset(tile->out, 0, (size_t)(count * p.padded) * 4);
+  tile->empty = false;
 }
 
 // q . k of n <= kLanes keys; the lanes past them are 0.

@@ -67,6 +67,12 @@ struct Problem {
   float cap = 0;                  // soft cap times log2 e, or 0
   float keep_scale = 1;           // 1 / (1 - dropout)
   PhiloxStream rng = {};
+
+  // Where row r of a group is in an array [group, length].
+  TESSERA_INLINE int64_t RowInHeads(int64_t r) const {
+    if (group == 1) return r;  // no division, which costs as much as a row
+    return r % group * shape.length + r / group;
+  }
 };
 
 // RngKey::Mixed, repeated here so that no inline function is shared between instruction sets.
@@ -157,10 +163,11 @@ TESSERA_INLINE void FillRows(const Problem& p, int64_t sequence, int64_t kv_head
     rows->hi[r] = (int32_t)hi;
     rows->position[r] = (float)position;
     rows->slope[r] = shape.alibi_slopes == nullptr ? 0.0f : shape.alibi_slopes[query_head] * kLog2E;
-    rows->element[r] = ((uint64_t)((shape.first_sequence + sequence) * shape.heads + query_head) *
-                            (uint64_t)shape.length +
-                        (uint64_t)token) *
-                       (uint64_t)shape.length;
+    if (shape.dropout > 0) {
+      const int64_t row = (shape.first_sequence + sequence) * shape.heads + query_head;
+      rows->element[r] = ((uint64_t)row * (uint64_t)shape.length + (uint64_t)token) *
+                         (uint64_t)shape.length;
+    }
     rows->min_lo = MinOf(rows->min_lo, lo);
     rows->max_lo = MaxOf(rows->max_lo, lo);
     rows->min_hi = MinOf(rows->min_hi, hi);
@@ -211,11 +218,12 @@ TESSERA_INLINE void PackRow(const T* src, int64_t size, float scale, float* dst)
   }
 }
 
+// src times scale, where -0 becomes 0: sums may have begun with their first term or with 0.
 template <class T>
 TESSERA_INLINE void UnpackRow(const float* src, int64_t size, float scale, T* dst) {
   int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes) Store(dst + d, Load(src + d) * Set(scale));
-  if (d < size) StorePartial(dst + d, Load(src + d) * Set(scale), size - d);
+  for (; d + kLanes <= size; d += kLanes) Store(dst + d, Fma(Load(src + d), Set(scale), Zero()));
+  if (d < size) StorePartial(dst + d, Fma(Load(src + d), Set(scale), Zero()), size - d);
 }
 
 // The rows of a head lie far apart, where a core's own prefetching does not follow: loops over them
