@@ -25,6 +25,10 @@ constexpr double kLossRow = kExp + 5;  // the largest, exp of the distance to it
 // tanh as a quotient of polynomials, the cap's derivative.
 constexpr double kSoftcap = kDivide + 17;
 constexpr double kRotate = 4;
+// A score of attention: the largest, distance to it, its exponential, the sum; backward the
+// probability again and its gradient from dP - delta.
+constexpr double kScoreForward = kExp + 3, kScoreBackward = kExp + 3;
+constexpr double kAlibi = 2;
 
 double Dbl(int64_t value) { return static_cast<double>(value); }
 
@@ -105,8 +109,18 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
                        plan_.options.sequence_length, config.head_dim()),
            OpClass::kAttention);
       const double qkv = Dbl(config.qkv_width()), heads = Dbl(config.q_width());
-      forms.work[0].bytes = op.kind == OpKind::kAttention ? r * (qkv + heads) * element
-                                                          : r * (2 * qkv + 2 * heads) * element;
+      const bool forward = op.kind == OpKind::kAttention;
+      forms.work[0].bytes = forward ? r * (qkv + heads) * element : r * (2 * qkv + 2 * heads) * element;
+      // Products of bf16 on tiles leave the vector units to the scores; elsewhere they share them.
+      const kernels::Isa isa = kernels::ActiveIsa();
+      if (isa == kernels::Isa::kAmx && dtype_ == DType::kBf16) break;
+      const double scores = op.flops / ((forward ? 4 : 10) * Dbl(config.head_dim()));
+      double each = forward ? kScoreForward : kScoreBackward;
+      if (config.positions == Positions::kAlibi) each += kAlibi;
+      if (config.attention_softcap > 0) each += kSoftcap;
+      // Dots take probabilities and gradients rounded.
+      if (isa >= kernels::Isa::kAvx512Bf16) each += Conversions(dtype_, 0, forward ? 1 : 2);
+      forms.work[0].vector_ops = scores * each;
       break;
     }
     case OpKind::kLinear:

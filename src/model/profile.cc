@@ -348,8 +348,11 @@ Bound BoundOf(const OpProfile::Row& row, const OpLimits& limits) {
   const auto consider = [&bound](const char* name, double seconds) {
     if (seconds > bound.seconds) bound = {name, seconds};
   };
-  if (limits.gflops > 0) consider("compute", row.work.flops / (limits.gflops * 1e9));
-  if (limits.vector_gops > 0) consider("vector", row.work.vector_ops / (limits.vector_gops * 1e9));
+  // What an op multiplies and what else it computes take turns in the same units.
+  const double vector =
+      limits.vector_gops > 0 ? row.work.vector_ops / (limits.vector_gops * 1e9) : 0;
+  const double product = limits.gflops > 0 ? row.work.flops / (limits.gflops * 1e9) : 0;
+  consider(product > vector ? "compute" : "vector", product + vector);
   consider("bandwidth", MovingSeconds(row, limits));
   return bound;
 }

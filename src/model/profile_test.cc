@@ -109,6 +109,8 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   profile.Record(product, 0, 0, 1'000'000'000, {50e9, 1e9, 0});
   profile.Record(pass, 0, 0, 500'000'000, {0, 4e9, 0});
   profile.Record(exps, 0, 0, 250'000'000, {0, 1e6, 10e9});
+  const auto both = profile.AddSlot("both", "e", OpClass::kAttention);
+  profile.Record(both, 0, 0, 1'000'000'000, {50e9, 1e6, 10e9});
   OpLimits limits;
   limits.gflops = 100;
   limits.vector_gops = 50;
@@ -156,6 +158,8 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   EXPECT_EQ(ops["pass"].at("limit"), "bandwidth");
   EXPECT_NEAR(ops["pass"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
   EXPECT_NEAR(ops["mixed"].at("fraction_of_limit").get<double>(), (0.3 + 0.01) / 0.5, 1e-12);
+  EXPECT_EQ(ops["both"].at("limit"), "compute");
+  EXPECT_NEAR(ops["both"].at("fraction_of_limit").get<double>(), 0.5 + 0.2, 1e-12);
   EXPECT_EQ(ops["exps"].at("limit"), "vector");
   EXPECT_NEAR(ops["exps"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
   EXPECT_NEAR(json.at("sums").at("other").at("share").get<double>(), 0.3125, 1e-12);
