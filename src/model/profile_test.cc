@@ -163,7 +163,7 @@ TEST(Profile, HoldsEachOpAgainstTheLimitThatBinds) {
   EXPECT_EQ(ops["exps"].at("limit"), "vector");
   EXPECT_NEAR(ops["exps"].at("fraction_of_limit").get<double>(), 0.8, 1e-12);
   EXPECT_NEAR(json.at("sums").at("other").at("share").get<double>(), 0.3125, 1e-12);
-  EXPECT_NEAR(json.at("sums").at("uncounted").at("share").get<double>(), 0.4375, 1e-12);
+  EXPECT_NEAR(json.at("sums").at("uncounted").at("share").get<double>(), 0.1875, 1e-12);
   EXPECT_NE(FormatProfile(json).find("product"), std::string::npos);
 }
 
