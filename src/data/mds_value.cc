@@ -147,26 +147,51 @@ Json ScalarToJson(const ScalarType& type, const char* data) {
   }
 }
 
-// Every value is widened and the checks fold into one OR and one maximum, so the loop vectorizes.
+// How far ahead of its copy a value's memory is asked for: samples lie anywhere in a shard, and a core's
+// own prefetching begins anew at each and ends at each page.
+constexpr int64_t kAskAhead = 2048, kAskTogether = 256;  // bytes
+
+void AskFor(const char* begin, const char* end) {
+  for (const char* line = begin; line < end; line += 64) __builtin_prefetch(line);
+}
+
+// Every value is widened and the checks fold into one maximum, so that loops of known length vectorize.
+template <class T>
+[[gnu::always_inline]] inline int64_t WidenLoop(const char* data, int64_t count, int32_t* out) {
+  using Id = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
+  constexpr int64_t kSize = static_cast<int64_t>(sizeof(T)), kTogether = kAskTogether / kSize;
+  const char* const end = data + count * kSize;
+  AskFor(data, std::min(data + kAskAhead, end));
+  Id largest = 0;
+  const auto widen = [&](int64_t i) {
+    const Id id = static_cast<Id>(Load<T>(data + i * kSize));
+    out[i] = static_cast<int32_t>(id);
+    largest = std::max(largest, id);
+  };
+  int64_t first = 0;
+  for (; first + kTogether <= count; first += kTogether) {
+    const char* const ahead = data + first * kSize + kAskAhead;
+    if (ahead < end) AskFor(ahead, ahead + kAskTogether);
+    for (int64_t i = 0; i < kTogether; ++i) widen(first + i);
+  }
+  for (; first < count; ++first) widen(first);
+  return largest > Id{INT32_MAX} ? -1 : static_cast<int64_t>(largest);
+}
+
+#if defined(__x86_64__)
+template <class T>
+[[gnu::target("avx2")]] int64_t WidenAvx2(const char* data, int64_t count, int32_t* out) {
+  return WidenLoop<T>(data, count, out);
+}
+#endif
+
 template <class T>
 int64_t Widen(const char* data, int64_t count, int32_t* out) {
-  if constexpr (sizeof(T) <= 4) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t id = static_cast<uint32_t>(Load<T>(data + i * static_cast<int64_t>(sizeof(T))));
-      out[i] = static_cast<int32_t>(id);
-      largest = std::max(largest, id);
-    }
-    return largest > uint32_t{INT32_MAX} ? -1 : int64_t{largest};
-  } else {
-    uint64_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t id = static_cast<uint64_t>(Load<T>(data + i * static_cast<int64_t>(sizeof(T))));
-      out[i] = static_cast<int32_t>(id);
-      largest = std::max(largest, id);
-    }
-    return largest > uint64_t{INT32_MAX} ? -1 : static_cast<int64_t>(largest);
-  }
+#if defined(__x86_64__)
+  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  if (has_avx2) return WidenAvx2<T>(data, count, out);
+#endif
+  return WidenLoop<T>(data, count, out);
 }
 
 std::string EvpHex(const char* name, std::string_view data) {

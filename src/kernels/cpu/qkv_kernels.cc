@@ -592,7 +592,6 @@ void GainColumns(const QkvBackwardArgs& back, const Groups& groups, int64_t firs
 
 // Statistics of a chunk of rows are kept between the passes: rows (statistics), columns (gains),
 // rows (din, which may lie over dout and so comes last).
-
 template <class T, class C>
 void BackwardAll(const QkvBackwardArgs& back, const C& clip, ThreadPool& pool) {
   const QkvArgs& args = back.forward;
