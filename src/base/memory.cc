@@ -58,4 +58,24 @@ MemoryRegion::~MemoryRegion() {
   if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(bytes_));
 }
 
+void ReadMemory(const void* from, int64_t bytes, int64_t ahead) {
+  typedef uint64_t Words __attribute__((vector_size(16)));
+  const char* const at = static_cast<const char*>(from);
+  Words sums[8] = {};
+  for (int64_t i = 0; i < bytes; i += 128) {
+    if (ahead > 0) {
+      __builtin_prefetch(at + i + ahead);
+      __builtin_prefetch(at + i + ahead + 64);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) {
+      Words words;
+      std::memcpy(&words, at + i + 16 * k, sizeof(words));
+      sums[k] ^= words;
+    }
+  }
+  volatile uint64_t sink = 0;
+  for (const Words& sum : sums) sink = sink ^ sum[0] ^ sum[1];
+}
+
 }  // namespace tessera

@@ -68,33 +68,20 @@ MemoryRates MeasureMemoryRates(int64_t available_bytes, int64_t l3_bytes, Thread
     std::fill(c + begin, c + end, 2.0f);
   });
   const double gigabytes = static_cast<double>(n) * sizeof(float) / 1e9;
-  std::vector<uint64_t> sums(static_cast<size_t>(pool.num_threads()) * 8, 0);
   for (int pass = 0; pass < kPasses; ++pass) {
     Stopwatch watch;
     pool.ParallelFor(n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) a[i] = b[i] + 0.5f * c[i];
     });
     rates.triad_gb_per_s = std::max(rates.triad_gb_per_s, 3 * gigabytes / watch.Lap());
-    pool.Run([&](int thread) {
-      // Whole words: a sum of floats would wait for each addition instead of for memory.
-      const auto* words = reinterpret_cast<const unsigned char*>(b);
-      const int64_t begin = n * thread / pool.num_threads();
-      const int64_t end = n * (thread + 1) / pool.num_threads();
-      uint64_t sum[8] = {};
-      for (int64_t i = begin; i + 16 <= end; i += 16) {
-        uint64_t block[8];
-        __builtin_prefetch(words + i * 4 + 4096);  // where a core's own prefetching stops
-        __builtin_memcpy(block, words + i * 4, sizeof(block));
-        for (int lane = 0; lane < 8; ++lane) sum[lane] ^= block[lane];
-      }
-      for (int lane = 0; lane < 8; ++lane)
-        sums[static_cast<size_t>(thread) * 8 + lane] ^= sum[lane];
-    });
-    rates.read_gb_per_s = std::max(rates.read_gb_per_s, gigabytes / watch.Lap());
+    for (const int64_t ahead : {0, 1024, 4096}) {  // the last where a core's own prefetching stops
+      watch.Lap();
+      pool.ParallelForGrain(array_bytes, int64_t{1} << 16, [&](int64_t begin, int64_t end) {
+        ReadMemory(reinterpret_cast<const char*>(b) + begin, (end - begin) / 128 * 128, ahead);
+      });
+      rates.read_gb_per_s = std::max(rates.read_gb_per_s, gigabytes / watch.Lap());
+    }
   }
-  // Keeps the sums, and with them the reads, from being removed.
-  volatile uint64_t sink = 0;
-  for (const uint64_t sum : sums) sink = sink ^ sum;
   return rates;
 }
 

@@ -151,27 +151,6 @@ double OpLimits::MoveSeconds(const OpMove& move) const {
 
 namespace {
 
-// Reads `bytes` (a multiple of 512) as fast as plain loads do, with lines asked for `ahead` bytes
-// before their turn where that is not 0.
-void ReadAll(const char* from, int64_t bytes, int64_t ahead) {
-  typedef uint64_t Words __attribute__((vector_size(16)));
-  Words sums[8] = {};
-  for (int64_t i = 0; i < bytes; i += 128) {
-    if (ahead > 0) {
-      __builtin_prefetch(from + i + ahead);
-      __builtin_prefetch(from + i + ahead + 64);
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
-      Words words;
-      std::memcpy(&words, from + i + 16 * k, sizeof(words));
-      sums[k] ^= words;
-    }
-  }
-  volatile uint64_t sink = 0;
-  for (const Words& sum : sums) sink = sink ^ sum[0] ^ sum[1];
-}
-
 // Writes every 16 bytes of them anew.
 void UpdateAll(char* at, int64_t bytes) {
   typedef uint64_t Words __attribute__((vector_size(16)));
@@ -234,7 +213,7 @@ void OpLimitsMeter::Measure() {
       const auto read = [&](int64_t ahead) {
         return measure(static_cast<double>(bytes), idle, [&] {
           pool_.ParallelForGrain(bytes / 512, 32, [&](int64_t begin, int64_t end) {
-            ReadAll(reinterpret_cast<const char*>(base) + begin * 512, (end - begin) * 512, ahead);
+            ReadMemory(reinterpret_cast<const char*>(base) + begin * 512, (end - begin) * 512, ahead);
           });
         });
       };
@@ -275,7 +254,7 @@ void OpLimitsMeter::Measure() {
       return one;
     };
     limits.row_read.push_back(rows(static_cast<double>(kMoved), [row](const float* from) {
-      ReadAll(reinterpret_cast<const char*>(from), row, 0);
+      ReadMemory(from, row, 0);
     }));
     limits.row_update.push_back(rows(2.0 * static_cast<double>(kMoved), [row](float* to) {
       UpdateAll(reinterpret_cast<char*>(to), row);
