@@ -41,13 +41,7 @@ TESSERA_INLINE F32 DotKeys(const Problem& p, const float* q, const T* k, int64_t
       block[i] = Fma(Load(q + whole), LoadPartial(key + whole, size - whole), block[i]);
     }
   }
-  Transpose(block);
-#pragma GCC unroll 4
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < half; ++i) block[i] = block[i] + block[i + half];
-  }
-  return block[0];
+  return SumsOf(block);
 }
 
 // out [padded] = out * scale + sum of weights[i] v[i] over n keys.
@@ -83,15 +77,17 @@ TESSERA_INLINE void AddValues(const Problem& p, const float* weights, const T* v
 }
 
 // Scores of n keys from position `key` on, in units of log2, into scores [n, rounded up to whole
-// vectors], -inf past n; returns the largest of them and `max`.
-template <class T>
+// vectors], -inf past n; returns the largest of them and `max`. ask(i) asks for rows while keys from i on
+// are multiplied.
+template <class T, class Ask>
 TESSERA_INLINE float ScoreKeys(const Problem& p, const QueryTile& tile, int64_t row, const T* k,
-                               int64_t stride, int64_t key, int64_t n, float* scores) {
+                               int64_t stride, int64_t key, int64_t n, float* scores, Ask&& ask) {
   alignas(64) float lanes[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) lanes[i] = (float)i;
   const F32 lane = Load(lanes);
   F32 max = Set(tile.max[row]);
   for (int64_t i = 0; i < n; i += kLanes) {
+    ask(i);
     const int64_t left = n - i;
     const T* keys = k + i * stride;
     const float* q = tile.q + row * p.padded;
@@ -110,15 +106,17 @@ TESSERA_INLINE float ScoreKeys(const Problem& p, const QueryTile& tile, int64_t 
 }
 
 // Attends every row to keys [begin, begin + n) of one tile, whose first key k and v point at.
-template <class T>
+template <class T, class Ask>
 TESSERA_INLINE void AttendRowsTile(const Problem& p, const T* k, const T* v, int64_t stride,
-                                   int64_t begin, int64_t n, float* scores, QueryTile* tile) {
+                                   int64_t begin, int64_t n, float* scores, QueryTile* tile,
+                                   Ask&& ask) {
   for (int64_t r = 0; r < tile->rows.count; ++r) {
     int64_t from = 0, to = 0;
     tile->rows.KeysOf(r, 1, begin, n, &from, &to);
     if (from == to) continue;
     const int64_t keys = to - from;
-    const float max = ScoreKeys(p, *tile, r, k + from * stride, stride, begin + from, keys, scores);
+    const float max =
+        ScoreKeys(p, *tile, r, k + from * stride, stride, begin + from, keys, scores, ask);
     const F32 scale = Exp2(Set(tile->max[r] - max));
     F32 sum = Zero();
     for (int64_t i = 0; i < keys; i += kLanes) {
@@ -139,21 +137,25 @@ TESSERA_INLINE void AttendRows(const Problem& p, const KeyValues<T>& kv, int64_t
   const int64_t size = p.shape.head_size, stride = kv.stride;
   const int64_t first = MaxOf(tile->rows.min_lo / kTile * kTile, key_begin);
   const int64_t end = MinOf(tile->rows.max_hi, key_end);
+  const auto ask_rows = [&](const T* rows, int64_t from, int64_t to) TESSERA_INLINE_LAMBDA {
+    for (int64_t key = from; key < MinOf(to, end); ++key) PrefetchRow(rows + key * stride, size);
+  };
+  const bool widened = sizeof(T) < 4 && tile->rows.count > 1;  // once for all rows
+  if (!widened) ask_rows(kv.k, first, first + kTile);
   for (int64_t begin = first; begin < end; begin += kTile) {
     const int64_t n = MinOf(kTile, end - begin);
     const T *k = kv.k + begin * stride, *v = kv.v + begin * stride;
-    for (int64_t i = kTile; i < MinOf(2 * kTile, end - begin); ++i) {
-      for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) {
-        __builtin_prefetch(k + i * stride + d, 0, 2);
-        __builtin_prefetch(v + i * stride + d, 0, 2);
-      }
-    }
-    if (sizeof(T) < 4 && tile->rows.count > 1) {  // widened once for all rows
+    if (widened) {
       PackRows<Word::kFloat>(p, k, stride, n, scratch.keys);
       PackRows<Word::kFloat>(p, v, stride, n, scratch.values);
-      AttendRowsTile(p, scratch.keys, scratch.values, p.padded, begin, n, scratch.scores, tile);
-    } else {
-      AttendRowsTile(p, k, v, stride, begin, n, scratch.scores, tile);
+      AttendRowsTile(p, scratch.keys, scratch.values, p.padded, begin, n, scratch.scores, tile,
+                     [](int64_t) {});
+    } else {  // the tile's values are used after its keys, and then the next keys
+      AttendRowsTile(p, k, v, stride, begin, n, scratch.scores, tile,
+                     [&](int64_t i) TESSERA_INLINE_LAMBDA {
+                       ask_rows(kv.v, begin + i, begin + i + kLanes);
+                       ask_rows(kv.k, begin + kTile + i, begin + kTile + i + kLanes);
+                     });
     }
   }
 }

@@ -510,16 +510,13 @@ void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
       RunSmall(args, 0, args.n, static_cast<float*>(workspace));
       return;
     }
-    const int64_t blocks = CeilDiv(args.n, grain);
-    const int64_t threads = pool.num_threads();
-    pool.Run([&](int thread) {
-      const int64_t begin = blocks * thread / threads * grain;
-      const int64_t end = Smaller(args.n, blocks * (thread + 1) / threads * grain);
-      if (begin < end) {
-        CountPart(thread, static_cast<double>(args.m * (end - begin) * args.k));
-        RunSmall(args, begin, end, static_cast<float*>(ThreadWorkspace(workspace, thread)));
-      }
-    });
+    // Parts of B that are long beside the latency of memory: cores do not read equally fast.
+    constexpr int64_t kLeastElements = int64_t{1} << 15;
+    pool.RunShares(CeilDiv(args.n, grain), CeilDiv(kLeastElements, args.k * grain),
+                   [&](int thread, int64_t begin, int64_t end) {
+                     RunSmall(args, begin * grain, Smaller(args.n, end * grain),
+                              static_cast<float*>(ThreadWorkspace(workspace, thread)));
+                   });
     return;
   }
   Deal deal;

@@ -25,7 +25,7 @@ inline bool TakesSmallPath(const GemmArgs& args) {
 }
 
 // Columns that a thread takes together.
-inline int64_t SmallGrain(const GemmArgs& args) { return args.b.transposed ? 4 : kLanes; }
+inline int64_t SmallGrain(const GemmArgs& args) { return args.b.transposed ? 1 : kLanes; }
 
 TESSERA_INLINE float ElementOfA(const MatrixRef& a, int64_t row, int64_t k) {
   const int64_t index = a.transposed ? k * a.ld + row : row * a.ld + k;
@@ -33,59 +33,76 @@ TESSERA_INLINE float ElementOfA(const MatrixRef& a, int64_t row, int64_t k) {
                                  : static_cast<const float*>(a.data)[index];
 }
 
-// sums[kRows][kCols] of dot products over [0, k): lanes in fixed places, one tree at the end.
-// a: [kRows][ld_a] floats, zero from k up to whole vectors.
-template <int kRows, int kCols, class In>
-TESSERA_INLINE void DotColumns(const float* a, int64_t ld_a, const In* b, int64_t ld_b, int64_t k,
-                               float* sums, int64_t ld_sums) {
-  // Asks for the next columns, whose rows a core's own prefetching does not foresee, into L2.
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
-  F32 acc[kRows][kCols] = {};
-  const auto add = [&](int64_t step, int c) {
-    const F32 vector = Load(b + c * ld_b + step);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      acc[r][c] = Fma(Load(a + r * ld_a + step), vector, acc[r][c]);
-    }
-  };
-  int64_t step = 0;
-  for (; step + kLine <= k; step += kLine) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) {
-      __builtin_prefetch(b + (kCols + c) * ld_b + step, 0, 2);
-#pragma GCC unroll 4
-      for (int64_t lane = 0; lane < kLine; lane += kLanes) add(step + lane, c);
-    }
-  }
-  for (; step + kLanes <= k; step += kLanes) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) add(step, c);
-  }
-  if (step < k) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) {
-      const F32 vector = LoadPartial(b + c * ld_b + step, k - step);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][c] = Fma(Load(a + r * ld_a + step), vector, acc[r][c]);
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kCols; ++c) sums[r * ld_sums + c] = Sum(acc[r][c]);
+template <class T>
+TESSERA_INLINE void WidenRow(const T* in, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(out + i, Load(in + i));
+  if (i < n) Store(out + i, LoadPartial(in + i, n - i));
+}
+
+// One row of A as floats, zero from k up to whole vectors.
+inline void CopyRowOfA(const MatrixRef& a, int64_t row, int64_t k, float* out) {
+  if (a.transposed) {
+    for (int64_t i = 0; i < RoundUp(k, kLanes); ++i) out[i] = i < k ? ElementOfA(a, row, i) : 0.0f;
+  } else if (a.dtype == DType::kBf16) {
+    WidenRow(static_cast<const bf16*>(a.data) + row * a.ld, k, out);
+  } else {
+    WidenRow(static_cast<const float*>(a.data) + row * a.ld, k, out);
   }
 }
 
+// sums[kRows][1] of dot products with one column over [0, k): lanes of four chains in fixed places,
+// one tree at the end. a: [kRows][ld_a] floats, zero from k up to whole vectors.
+template <int kRows, class In>
+TESSERA_INLINE void DotColumn(const float* a, int64_t ld_a, const In* b, int64_t k, float* sums,
+                              int64_t ld_sums) {
+  constexpr int kChains = 4;
+  constexpr int64_t kBlock = kChains * kLanes;
+  // A core's own prefetching stops at a page's end; columns follow one another.
+  constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(In));
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+  F32 acc[kRows][kChains] = {};
+  const auto add = [&](F32 vector, int64_t step, int chain) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      acc[r][chain] = Fma(Load(a + r * ld_a + step), vector, acc[r][chain]);
+    }
+  };
+  int64_t step = 0;
+  for (; step + kBlock <= k; step += kBlock) {
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < kBlock; line += kLine) {
+      __builtin_prefetch(b + step + kAhead + line, 0, 2);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) add(Load(b + step + c * kLanes), step + c * kLanes, c);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < kChains; ++c, step += kLanes) {
+    if (step + kLanes <= k) {
+      add(Load(b + step), step, c);
+    } else if (step < k) {
+      add(LoadPartial(b + step, k - step), step, c);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    sums[r * ld_sums] = Sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
+  }
+}
+
+// Columns one after the other, as they lie in memory: it is read in order.
 template <int kRows, class In>
 void DotChunk(const float* a, int64_t ld_a, const In* b, int64_t ld_b, int64_t k, int64_t cols,
               float* sums, int64_t ld_sums) {
-  constexpr int kCols = kRows <= 2 ? 4 : 2;
-  int64_t col = 0;
-  for (; col + kCols <= cols; col += kCols) {
-    DotColumns<kRows, kCols>(a, ld_a, b + col * ld_b, ld_b, k, sums + col, ld_sums);
-  }
-  for (; col < cols; ++col) {
-    DotColumns<kRows, 1>(a, ld_a, b + col * ld_b, ld_b, k, sums + col, ld_sums);
+  // Rows whose chains the registers hold; the others find the column in the nearest cache.
+  constexpr int kTogether = kLanes >= 16 || kRows <= 2 ? kRows : 2;
+  for (int64_t col = 0; col < cols; ++col) {
+    const In* column = b + col * ld_b;
+    DotColumn<kTogether>(a, ld_a, column, k, sums + col, ld_sums);
+    if constexpr (kTogether < kRows) {
+      DotColumn<kRows - kTogether>(a + kTogether * ld_a, ld_a, column, k,
+                                   sums + kTogether * ld_sums + col, ld_sums);
+    }
   }
 }
 
@@ -136,10 +153,11 @@ void RunSmallRows(const GemmArgs& args, int64_t begin, int64_t end, float* works
   const bool dots = args.b.transposed;
   const int64_t ld_a = RoundUp(args.k, kLanes);
   for (int r = 0; r < kRows; ++r) {
-    for (int64_t k = 0; k < args.k; ++k) {
-      a[dots ? r * ld_a + k : k * kRows + r] = ElementOfA(args.a, r, k);
+    if (dots) {
+      CopyRowOfA(args.a, r, args.k, a + r * ld_a);
+    } else {
+      for (int64_t k = 0; k < args.k; ++k) a[k * kRows + r] = ElementOfA(args.a, r, k);
     }
-    for (int64_t k = args.k; dots && k < ld_a; ++k) a[r * ld_a + k] = 0;
   }
   const In* b = static_cast<const In*>(args.b.data);
   const float* c = static_cast<const float*>(args.c);

@@ -34,4 +34,19 @@ TESSERA_INLINE void Transpose(F32* rows) {
   if constexpr (kLanes >= 16) TransposeStage<8>(rows);
 }
 
+template <int s>
+TESSERA_INLINE void AddHalves(F32* rows) {
+  for (int r = 0; r < s; ++r) {
+    SwapHalves<s>(rows[r], rows[r + s], LaneSequence{});
+    rows[r] = rows[r] + rows[r + s];
+  }
+  if constexpr (s > 1) AddHalves<s / 2>(rows);
+}
+
+// Lane i: Sum(rows[i]), to the bit. Overwrites the rows.
+TESSERA_INLINE F32 SumsOf(F32* rows) {
+  AddHalves<(int)kLanes / 2>(rows);
+  return rows[0];
+}
+
 }  // namespace tessera::kernels::TESSERA_ISA
