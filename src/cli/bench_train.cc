@@ -158,7 +158,7 @@ class Steps {
   std::vector<int32_t> tokens_, targets_;
   std::vector<double> seconds_, paired_;
   double last_limit_ = 0, loss_ = 0;
-  static constexpr double kLimitsEvery = 3;  // seconds of steps
+  static constexpr double kLimitsEvery = 6;  // seconds of steps
   double unmeasured_seconds_ = 0;
   int64_t step_ = 0;
 };

@@ -181,12 +181,14 @@ void OpLimitsMeter::Measure() {
     return 1e-9 * static_cast<double>(OpProfile::Now() - begin);
   };
   std::vector<double> seconds;
-  // The median call of at least five that follow each other, or an idle time each.
+  // The median call of at least five that follow each other, or of three to five after an idle time
+  // each.
   const auto measure = [&](double moved, double idle, auto&& move) -> OpLimits::Bandwidth {
     seconds.clear();
     double spent = 0;
     move();
-    while (seconds.size() < 5 || (idle <= 0 && spent < 0.02 && seconds.size() < 2000)) {
+    const size_t least = idle > 0.01 ? 3 : 5;
+    while (seconds.size() < least || (idle <= 0 && spent < 0.02 && seconds.size() < 2000)) {
       if (idle > 0) {
         pool_.Run([&](int) {  // without touching memory, and awake
           const int64_t begin = OpProfile::Now();
@@ -201,7 +203,7 @@ void OpLimitsMeter::Measure() {
     }
     return {moved, moved / Median(seconds) * 1e-9};
   };
-  for (const double idle : {0.0, 2e-3, 8e-3}) {
+  for (const double idle : {0.0, 2e-3, 8e-3, 32e-3}) {
     OpLimits::Rates rates;
     rates.idle_seconds = idle;
     for (int64_t bytes = int64_t{1} << 18; bytes <= kLargest; bytes *= 4) {

@@ -161,7 +161,7 @@ struct OpLimits {
 class OpLimitsMeter {
  public:
   explicit OpLimitsMeter(ThreadPool& pool) : pool_(pool) {}
-  // Takes about three seconds, and 256 MiB while it runs.
+  // Takes about six seconds, and 256 MiB while it runs.
   void Measure();
   // Of what was measured, at least once. `gflops` is the caller's best product.
   OpLimits Limits(double gflops) const;
