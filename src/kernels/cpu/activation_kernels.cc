@@ -103,6 +103,8 @@ void ForwardAll(const ActivationArgs& args, ThreadPool& pool) {
   if (!args.gated) {
     ParallelElements(pool, args.rows * width, [=](int64_t begin, int64_t end) {
       ForManyVectors<kTogether>(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        AskAhead(x + i, part);
+        AskAhead<true>(y + i, part);
         Store(y + i, Evaluate<kActivation, false>(Load(x + i, part)).y, part);
       });
     });
@@ -130,6 +132,9 @@ void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
   if (!args.gated) {
     ParallelElements(pool, args.rows * width, [=](int64_t begin, int64_t end) {
       ForManyVectors<kTogether>(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+        AskAhead(x + i, part);
+        AskAhead(dy + i, part);
+        AskAhead<true>(dx + i, part);
         const auto v = Evaluate<kActivation, true>(Load(x + i, part));
         Store(dx + i, Load(dy + i, part) * v.slope, part);
       });

@@ -44,6 +44,21 @@ TESSERA_INLINE void ForManyVectors(int64_t begin, int64_t end, Body&& body) {
   ForVectors(i, end, body);
 }
 
+// How far ahead passes over memory ask for what they need: a page, past which a processor asks for
+// nothing itself.
+inline constexpr int64_t kAheadBytes = 4096;
+
+// In a body for Several<N>: asks for the lines a page after those at p. To write them, a core must own
+// them, which takes as long as to read them.
+template <bool kToWrite = false, class T, int N>
+TESSERA_INLINE void AskAhead(const T* p, Several<N>) {
+  const char* ahead = reinterpret_cast<const char*>(p) + kAheadBytes;
+  Each<N * kLanes * static_cast<int>(sizeof(T)) / 64>(
+      TESSERA_EACH(line) { __builtin_prefetch(ahead + 64 * line, kToWrite); });
+}
+template <bool kToWrite = false, class T, class Part>
+TESSERA_INLINE void AskAhead(const T*, Part) {}  // the last ones
+
 // K sums over [0, n) in an order that n alone decides: term(i, part, sums) adds to K vectors (of
 // F32, or Many<N> for Several<N>) and must add zeros in the lanes past a tail's end.
 template <int K, int N, class Term>

@@ -65,7 +65,7 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
     return;
   }
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-    if (i % kLine<T> == 0) __builtin_prefetch(y + 2 * width + i);
+    if (i % kLine<T> == 0) __builtin_prefetch(y + 2 * width + i, 1);
     F32 v = (Load(x + i, part) - mean) * rstds;
     const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
     v = gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;

@@ -57,10 +57,10 @@ TESSERA_INLINE U32 SignOf(bool odd) {
 
 // Asks for the same n elements `rows` rows further on: a core's own prefetching stops at gaps between
 // the parts of rows, and at pages.
-template <class T>
+template <bool kToWrite = false, class T>
 TESSERA_INLINE void RequestAhead(const T* p, int64_t n, int64_t row_size, int64_t rows = 2) {
   const T* ahead = p + rows * row_size;
-  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(ahead + i);
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(ahead + i, kToWrite);
 }
 
 // 0, or 1 for the second members of pairs that lie apart: an index of sums in registers.
@@ -186,6 +186,7 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const fl
       if (args.norm == QkNorm::kRmsPerHead) unit.rstd = rms[group.first_unit + head];
       const T* x = in + group.offset + head * d;
       T* y = out + group.offset + head * d;
+      RequestAhead<true>(y, d, groups.row_size);
       const int64_t gains = GainOffset(args, head);
       const float* gain = group.gain == nullptr ? nullptr : group.gain + gains;
       const float* bias = group.bias == nullptr ? nullptr : group.bias + gains;
@@ -203,6 +204,8 @@ void ForwardRow(const QkvArgs& args, const Groups& groups, int64_t row, const fl
   }
   const int64_t values = (args.heads + args.kv_heads) * d;
   if (args.in == args.out) return;
+  RequestAhead(in + values, groups.row_size - values, groups.row_size);
+  RequestAhead<true>(out + values, groups.row_size - values, groups.row_size);
   ForVectors(values, groups.row_size, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
     Store(out + i, clip.Clamp(Load(in + i, part)), part);
   });
@@ -429,7 +432,8 @@ void BackwardRms(const QkvBackwardArgs& back, const Groups& groups, int64_t begi
         const T* x = span.in + head * d;
         float* kept = turned + i * d;
         RequestAhead(x, d, groups.row_size, ahead);
-        RequestAhead(span.dout + head * d, d, groups.row_size, ahead);
+        RequestAhead<true>(span.din + head * d, d, groups.row_size, ahead);
+        if (span.din != span.dout) RequestAhead(span.dout + head * d, d, groups.row_size, ahead);
         const float* gain = groups.group[head < args.heads ? 0 : 1].gain;
         const Moments moments = MomentsOf(x, span.dout + head * d, gain, rotary, d, clip,
                                           [&](int64_t j, auto part, F32 q) TESSERA_INLINE_LAMBDA {
