@@ -27,8 +27,9 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
         __builtin_prefetch(residual + kAhead<T> + i);
         __builtin_prefetch(sum + kAhead<T> + i, 1);
       }
-      const F32 v = RoundTo<T>(Load(residual + i, part) + Load(x + i, part));
-      Store(sum + i, v, part);
+      const F32 exact = Load(residual + i, part) + Load(x + i, part);
+      Store(sum + i, exact, part);
+      const F32 v = RoundTo<T>(exact);  // rounded once for both
       acc[0] = kKind == NormKind::kLayerNorm ? acc[0] + v : Fma(v, v, acc[0]);
     });
     x = sum;
