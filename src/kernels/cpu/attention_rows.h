@@ -77,8 +77,8 @@ TESSERA_INLINE void AddValues(const Problem& p, const float* weights, const T* v
 }
 
 // Scores of n keys from position `key` on, in units of log2, into scores [n, rounded up to whole
-// vectors], -inf past n; returns the largest of them and `max`. ask(i) asks for rows while keys from i on
-// are multiplied.
+// vectors], -inf past n; returns the largest of them and `max`. ask(row, i) asks for memory while
+// keys from i on are multiplied.
 template <class T, class Ask>
 TESSERA_INLINE float ScoreKeys(const Problem& p, const QueryTile& tile, int64_t row, const T* k,
                                int64_t stride, int64_t key, int64_t n, float* scores, Ask&& ask) {
@@ -87,7 +87,7 @@ TESSERA_INLINE float ScoreKeys(const Problem& p, const QueryTile& tile, int64_t 
   const F32 lane = Load(lanes);
   F32 max = Set(tile.max[row]);
   for (int64_t i = 0; i < n; i += kLanes) {
-    ask(i);
+    ask(row, i);
     const int64_t left = n - i;
     const T* keys = k + i * stride;
     const float* q = tile.q + row * p.padded;
@@ -149,10 +149,11 @@ TESSERA_INLINE void AttendRows(const Problem& p, const KeyValues<T>& kv, int64_t
       PackRows<Word::kFloat>(p, k, stride, n, scratch.keys);
       PackRows<Word::kFloat>(p, v, stride, n, scratch.values);
       AttendRowsTile(p, scratch.keys, scratch.values, p.padded, begin, n, scratch.scores, tile,
-                     [](int64_t) {});
+                     [](int64_t, int64_t) {});
     } else {  // the tile's values are used after its keys, and then the next keys
       AttendRowsTile(p, k, v, stride, begin, n, scratch.scores, tile,
-                     [&](int64_t i) TESSERA_INLINE_LAMBDA {
+                     [&](int64_t row, int64_t i) TESSERA_INLINE_LAMBDA {
+                       if (row > 0) return;  // the first has asked
                        ask_rows(kv.v, begin + i, begin + i + kLanes);
                        ask_rows(kv.k, begin + kTile + i, begin + kTile + i + kLanes);
                      });

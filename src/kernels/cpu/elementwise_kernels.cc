@@ -74,8 +74,10 @@ void CastBack(const bf16* x, float* y, int64_t n, ThreadPool& pool) {
 
 void FillWith(float* x, float value, int64_t n, ThreadPool& pool) {
   ParallelElements(pool, n, [=](int64_t begin, int64_t end) {
-    ForVectors(begin, end,
-               [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA { Store(x + i, Set(value), part); });
+    ForVectors(begin, end, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
+      __builtin_prefetch(x + i + kAheadBytes / 4, 1);
+      Store(x + i, Set(value), part);
+    });
   });
 }
 
