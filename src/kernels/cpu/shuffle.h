@@ -34,6 +34,7 @@ TESSERA_INLINE void Transpose(F32* rows) {
   if constexpr (kLanes >= 16) TransposeStage<8>(rows);
 }
 
+// Adds the halves of each of 2s rows, whose sums are s wide, into one row for two, down to one row.
 template <int s>
 TESSERA_INLINE void AddHalves(F32* rows) {
   for (int r = 0; r < s; ++r) {
