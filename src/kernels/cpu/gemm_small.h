@@ -58,8 +58,8 @@ TESSERA_INLINE void DotColumn(const float* a, int64_t ld_a, const In* b, int64_t
                               int64_t ld_sums) {
   constexpr int kChains = 4;
   constexpr int64_t kBlock = kChains * kLanes;
-  // A core's own prefetching stops at a page's end; columns follow one another.
-  constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(In));
+  // Columns follow one another.
+  constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(In));
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
   F32 acc[kRows][kChains] = {};
   const auto add = [&](F32 vector, int64_t step, int chain) {

@@ -44,10 +44,6 @@ TESSERA_INLINE void ForManyVectors(int64_t begin, int64_t end, Body&& body) {
   ForVectors(i, end, body);
 }
 
-// How far ahead passes over memory ask for what they need: a page, past which a processor asks for
-// nothing itself.
-inline constexpr int64_t kAheadBytes = 4096;
-
 // In a body for Several<N>: asks for the lines a page after those at p. To write them, a core must own
 // them, which takes as long as to read them.
 template <bool kToWrite = false, class T, int N>

@@ -8,9 +8,8 @@ namespace {
 
 template <class T>
 constexpr int64_t kLine = 64 / (int64_t)sizeof(T);  // elements of a cache line
-// How far ahead rows are asked for, in elements: a page, past which a processor asks for nothing itself.
 template <class T>
-constexpr int64_t kAhead = 64 * kLine<T>;
+constexpr int64_t kAhead = kAheadBytes / (int64_t)sizeof(T);
 
 template <class T, NormKind kKind>
 void ForwardRow(const NormForwardArgs& args, int64_t row) {

@@ -253,4 +253,8 @@ TESSERA_INLINE float MaxLane(F32 v) {
   return buffer[0];
 }
 
+// How far ahead passes over memory ask for what they need: a page, past which a processor asks for
+// nothing itself.
+inline constexpr int64_t kAheadBytes = 4096;
+
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -5,8 +5,6 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
-inline constexpr int64_t kPageFloats = 1024;
-
 // Of one block, in 32 chains (element i in chain i % 32), the chains added in order. Products of two
 // floats are exact in double, so every instruction set gives the same bits.
 inline double BlockSquares(const float* x, int64_t n) {
@@ -18,8 +16,8 @@ inline double BlockSquares(const float* x, int64_t n) {
   int64_t i = 0;
   for (; i + kChains <= n; i += kChains) {
     // A page ahead, where a core's own prefetching stops: a third more of the memory's rate.
-    __builtin_prefetch(x + i + kPageFloats);
-    __builtin_prefetch(x + i + kPageFloats + kChains / 2);
+    __builtin_prefetch(x + i + kAheadBytes / 4);
+    __builtin_prefetch(x + i + kAheadBytes / 4 + kChains / 2);
     for (int64_t k = 0; k < kChains / kHalf; ++k) {
       HalfF32 v;
       std::memcpy(&v, x + i + k * kHalf, sizeof(v));
