@@ -9,6 +9,8 @@
 // TESSERA_EMULATE_AMX is defined the same function is computed without the instruction.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/simd.h"
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -46,6 +48,11 @@ template <int kTile>
 TESSERA_INLINE void LoadTile(const void* p, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
 }
+// The same for what is not read again soon: lines that come from L2 leave L1 as it is.
+template <int kTile>
+TESSERA_INLINE void LoadTileOnce(const void* p, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
+}
 template <int kTile>
 TESSERA_INLINE void StoreTile(void* p, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
@@ -82,6 +89,10 @@ TESSERA_INLINE void LoadTile(const void* p, int64_t stride) {
   }
 }
 template <int kTile>
+TESSERA_INLINE void LoadTileOnce(const void* p, int64_t stride) {
+  LoadTile<kTile>(p, stride);
+}
+template <int kTile>
 TESSERA_INLINE void StoreTile(void* p, int64_t stride) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     std::memcpy(static_cast<char*>(p) + r * stride, emulated_tiles.words[kTile][r], 64);
@@ -112,6 +123,9 @@ TESSERA_INLINE void MultiplyTile() {
 
 #endif
 
+template <int kTile>
+using TileIndex = std::integral_constant<int, kTile>;
+
 // Where the tiles of one operand lie, in bytes.
 struct TileInput {
   const char* data;
@@ -120,65 +134,90 @@ struct TileInput {
   int64_t second;  // to the tile beside (B) or below (A)
 };
 
-// C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, to `to`.
-// between(step) is called among the products.
-template <int kRowTiles, int kColTiles, class Between>
+// Which operand's tiles are loaded as what is not read again soon.
+enum class Streamed { kNone, kA, kB };
+
+// C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, at least one,
+// to `to`. between(step) is called among the products. Tiles of C are loaded right before their first
+// product and stored after their last, among those of the others.
+template <Streamed kStreamed, int kRowTiles, int kColTiles, class Between>
 TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b,
                                   const float* from, int64_t from_ld, float* to, int64_t to_ld,
                                   const Between& between) {
   constexpr bool kRows = kRowTiles == 2, kCols = kColTiles == 2;
-  if (from != nullptr) {
-    const float* low = from + kTileRows * from_ld;
-    LoadTile<0>(from, from_ld * 4);
-    if constexpr (kCols) LoadTile<1>(from + kTileRows, from_ld * 4);
-    if constexpr (kRows) LoadTile<2>(low, from_ld * 4);
-    if constexpr (kRows && kCols) LoadTile<3>(low + kTileRows, from_ld * 4);
-  } else {
-    ZeroTile<0>();
-    if constexpr (kCols) ZeroTile<1>();
-    if constexpr (kRows) ZeroTile<2>();
-    if constexpr (kRows && kCols) ZeroTile<3>();
-  }
   const char *pa = a.data, *pb = b.data;
-  for (int64_t s = 0; s < steps; ++s) {
-    LoadTile<6>(pb, b.row);
-    LoadTile<4>(pa, a.row);
+  const auto multiply = [&](int64_t s, auto first, auto last) TESSERA_INLINE_LAMBDA {
+    const auto load_a = [&](auto tile, const char* p) TESSERA_INLINE_LAMBDA {
+      if constexpr (kStreamed == Streamed::kA) LoadTileOnce<tile()>(p, a.row);
+      else LoadTile<tile()>(p, a.row);
+    };
+    const auto load_b = [&](auto tile, const char* p) TESSERA_INLINE_LAMBDA {
+      if constexpr (kStreamed == Streamed::kB) LoadTileOnce<tile()>(p, b.row);
+      else LoadTile<tile()>(p, b.row);
+    };
+    const auto begin = [&](auto tile) TESSERA_INLINE_LAMBDA {
+      constexpr int64_t kRow = tile() / 2 * kTileRows, kCol = tile() % 2 * kTileRows;
+      if constexpr (first()) {
+        if (from != nullptr) LoadTileOnce<tile()>(from + kRow * from_ld + kCol, from_ld * 4);
+        else ZeroTile<tile()>();
+      }
+    };
+    const auto end = [&](auto tile) TESSERA_INLINE_LAMBDA {
+      constexpr int64_t kRow = tile() / 2 * kTileRows, kCol = tile() % 2 * kTileRows;
+      if constexpr (last()) StoreTile<tile()>(to + kRow * to_ld + kCol, to_ld * 4);
+    };
+    load_b(TileIndex<6>{}, pb);
+    load_a(TileIndex<4>{}, pa);
+    begin(TileIndex<0>{});
     MultiplyTile<0, 4, 6>();
     between(s);
     if constexpr (kCols) {
-      LoadTile<7>(pb + b.second, b.row);
+      load_b(TileIndex<7>{}, pb + b.second);
+      begin(TileIndex<1>{});
       MultiplyTile<1, 4, 7>();
     }
+    end(TileIndex<0>{});
     if constexpr (kRows) {
-      LoadTile<5>(pa + a.second, a.row);
+      load_a(TileIndex<5>{}, pa + a.second);
+      begin(TileIndex<2>{});
       MultiplyTile<2, 5, 6>();
-      if constexpr (kCols) MultiplyTile<3, 5, 7>();
     }
+    if constexpr (kCols) end(TileIndex<1>{});
+    if constexpr (kRows && kCols) {
+      begin(TileIndex<3>{});
+      MultiplyTile<3, 5, 7>();
+    }
+    if constexpr (kRows) end(TileIndex<2>{});
+    if constexpr (kRows && kCols) end(TileIndex<3>{});
     pa += a.step;
     pb += b.step;
+  };
+  constexpr std::true_type kYes;
+  constexpr std::false_type kNo;
+  if (steps == 1) {
+    multiply(0, kYes, kYes);
+    return;
   }
-  float* low = to + kTileRows * to_ld;
-  StoreTile<0>(to, to_ld * 4);
-  if constexpr (kCols) StoreTile<1>(to + kTileRows, to_ld * 4);
-  if constexpr (kRows) StoreTile<2>(low, to_ld * 4);
-  if constexpr (kRows && kCols) StoreTile<3>(low + kTileRows, to_ld * 4);
+  multiply(0, kYes, kNo);
+  for (int64_t s = 1; s < steps - 1; ++s) multiply(s, kNo, kNo);
+  multiply(steps - 1, kNo, kYes);
 }
 
 // The same for a C of which `rows` and `cols` exist, at most 32.
-template <class Between>
+template <Streamed kStreamed, class Between>
 TESSERA_INLINE void MultiplyPart(int64_t rows, int64_t cols, int64_t steps, const TileInput& a,
                                  const TileInput& b, const float* from, int64_t from_ld, float* to,
                                  int64_t to_ld, const Between& between) {
   if (rows > kTileRows) {
     if (cols > kTileRows) {
-      MultiplySteps<2, 2>(steps, a, b, from, from_ld, to, to_ld, between);
+      MultiplySteps<kStreamed, 2, 2>(steps, a, b, from, from_ld, to, to_ld, between);
     } else {
-      MultiplySteps<2, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+      MultiplySteps<kStreamed, 2, 1>(steps, a, b, from, from_ld, to, to_ld, between);
     }
   } else if (cols > kTileRows) {
-    MultiplySteps<1, 2>(steps, a, b, from, from_ld, to, to_ld, between);
+    MultiplySteps<kStreamed, 1, 2>(steps, a, b, from, from_ld, to, to_ld, between);
   } else {
-    MultiplySteps<1, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+    MultiplySteps<kStreamed, 1, 1>(steps, a, b, from, from_ld, to, to_ld, between);
   }
 }
 

@@ -31,7 +31,8 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
       float* c = p.c + row * p.ldc + col;
       const float* from = kUpdate == Update::kAdd ? c : nullptr;
       requests->Ask();
-      MultiplyPart(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc, [](int64_t) {});
+      MultiplyPart<Streamed::kNone>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
+                                    [](int64_t) {});
     }
   }
 }

@@ -20,44 +20,41 @@ TESSERA_INLINE V ApplyEpilogue(V x) {
   else return x;
 }
 
-// One vector of columns, `count` of them, of rows [i, i + N).
+// `count` columns of a row, at most N vectors of them.
 template <GemmEpilogue kEpilogue, int N, class Out>
-TESSERA_INLINE void FinishRows(const float* tile, int64_t ld, const float* bias, int64_t count,
-                               Out* before, Out* c, int64_t ldc) {
-  Many<N> x;
-  Each<N>(TESSERA_EACH(r) { x.v[r] = Load(tile + r * ld); });
-  if (bias != nullptr) x = x + (count < kLanes ? LoadPartial(bias, count) : Load(bias));
-  const auto store = [&](Out* to) TESSERA_INLINE_LAMBDA {
-    Each<N>(TESSERA_EACH(r) {
-      if (count < kLanes) StorePartial(to + r * ldc, x.v[r], count);
-      else Store(to + r * ldc, x.v[r]);
-    });
-  };
-  if (before != nullptr) store(before);
-  x = ApplyEpilogue<kEpilogue>(x);
-  store(c);
+TESSERA_INLINE void FinishVectors(const float* tile, const float* bias, int64_t count, Out* before,
+                                  Out* c) {
+  if (count == N * kLanes) {
+    Many<N> x = Load(tile, Several<N>{});
+    if (bias != nullptr) x = x + Load(bias, Several<N>{});
+    if (before != nullptr) Store(before, x, Several<N>{});
+    Store(c, ApplyEpilogue<kEpilogue>(x), Several<N>{});
+    return;
+  }
+  Each<N>(TESSERA_EACH(v) {
+    const int64_t at = v * kLanes, left = Smaller(kLanes, count - at);
+    if (left <= 0) return;
+    F32 x = Load(tile + at);
+    if (bias != nullptr) x = x + LoadPartial(bias + at, left);
+    if (before != nullptr) StorePartial(before + at, x, left);
+    StorePartial(c + at, ApplyEpilogue<kEpilogue>(x), left);
+  });
 }
 
 template <GemmEpilogue kEpilogue, class Out>
 void FinishTileAs(const GemmArgs& args, const float* tile, int64_t ld, int64_t row, int64_t rows,
                   int64_t col, int64_t cols) {
-  constexpr int kTogether = 2;  // rows computed as one (many.h): a divisor of a whole tile's
-  const int64_t ldc = args.ldc;
-  for (int64_t first = 0; first < cols; first += kLanes) {
-    const int64_t count = cols - first, at = row * ldc + col + first;
-    const float* bias = args.bias == nullptr ? nullptr : args.bias + col + first;
-    Out* before =
-        args.pre_activation == nullptr ? nullptr : static_cast<Out*>(args.pre_activation) + at;
-    Out* c = static_cast<Out*>(args.c) + at;
-    int64_t i = 0;
-    const auto finish = [&](auto part) TESSERA_INLINE_LAMBDA {
-      FinishRows<kEpilogue, part.kCount>(tile + i * ld + first, ld, bias, count,
-                                         before == nullptr ? nullptr : before + i * ldc,
-                                         c + i * ldc, ldc);
-      i += part.kCount;
-    };
-    while (i + kTogether <= rows) finish(Several<kTogether>{});
-    while (i < rows) finish(Several<1>{});
+  constexpr int kTogether = 2;  // vectors computed as one (many.h)
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t first = 0; first < cols; first += kTogether * kLanes) {
+      const int64_t at = (row + i) * args.ldc + col + first;
+      const float* bias = args.bias == nullptr ? nullptr : args.bias + col + first;
+      Out* before =
+          args.pre_activation == nullptr ? nullptr : static_cast<Out*>(args.pre_activation) + at;
+      FinishVectors<kEpilogue, kTogether>(tile + i * ld + first, bias,
+                                          Smaller(kTogether * kLanes, cols - first), before,
+                                          static_cast<Out*>(args.c) + at);
+    }
   }
 }
 

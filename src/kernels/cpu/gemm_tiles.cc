@@ -6,7 +6,9 @@
 // them with every sliver of the shared operand:
 //   blocks of own slivers -> chunks of k -> shared slivers -> blocks of k (the shared sliver's part
 //   stays in L1) -> own slivers -> tiles.
-// Between blocks of k the chains of a tile of C rest in a buffer of the thread.
+// Own slivers stream from L2 past what stays in L1. Between blocks of k the chains of a tile of C rest
+// in a buffer of the thread; what finished tiles need before they are C is done among the products of
+// the next one.
 #include "kernels/cpu/gemm_finish.h"
 #include "kernels/cpu/gemm_mirror.h"
 #include "kernels/cpu/gemm_small.h"
@@ -24,8 +26,8 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-constexpr int64_t kChunkSteps = 96;  // of k, packed at a time; 32 of k each
-constexpr int64_t kBlockSteps = 8;
+constexpr int64_t kChunkSteps = 48;  // of k, packed at a time; 32 of k each
+constexpr int64_t kBlockSteps = 16;
 constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
 constexpr int64_t kOwnBytes = int64_t{1} << 20;  // packed own slivers
 constexpr int64_t kPackedSteps = 16;  // of the shared B, that a thread packs at a time
@@ -155,7 +157,42 @@ struct TileTask {
   Ahead ahead;
 };
 
-void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask& task) {
+// A tile of finished sums on its way to C: some rows at a time among the products of the next tile,
+// whose multiplier leaves the vector units idle.
+class Finishing {
+ public:
+  // Where the sums of the next tile go; the tile before may still be on its way.
+  float* Buffer() { return buffers_[next_]; }
+  // The next tile's sums are there; nothing may be left of the tile before.
+  void Begin(const GemmArgs& args, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+    args_ = &args;
+    tile_ = buffers_[next_];
+    next_ ^= 1;
+    row_ = row;
+    col_ = col;
+    cols_ = cols;
+    left_ = rows;
+  }
+  TESSERA_INLINE void Rows(int64_t most) {
+    if (left_ == 0) return;
+    const int64_t rows = Smaller(most, left_);
+    FinishTile(*args_, tile_, kSliver, row_, rows, col_, cols_);
+    tile_ += rows * kSliver;
+    row_ += rows;
+    left_ -= rows;
+  }
+  void All() { Rows(kSliver); }
+
+ private:
+  const GemmArgs* args_ = nullptr;
+  alignas(64) float buffers_[2][kTileFloats];
+  int next_ = 0;
+  const float* tile_ = nullptr;
+  int64_t row_ = 0, col_ = 0, cols_ = 0, left_ = 0;
+};
+
+void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask& task,
+             Finishing* finishing) {
   const GemmArgs& args = *job.args;
   const int64_t row = task.row_sliver * kSliver, col = task.col_sliver * kSliver;
   const int64_t rows = Smaller(kSliver, args.m - row), cols = Smaller(kSliver, args.n - col);
@@ -179,11 +216,20 @@ void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask&
     }
   }
   const bool into_c = task.last && whole && c != nullptr && !HasEpilogue(args);
-  float* const to = into_c ? c : task.partial;
+  float* const to = into_c ? c : task.last ? finishing->Buffer() : task.partial;
   const int64_t to_ld = into_c ? args.ldc : kSliver;
-  MultiplyPart(rows, cols, task.steps, a.At(task.row_sliver), b.At(task.col_sliver), from, from_ld,
-               to, to_ld, [&](int64_t step) TESSERA_INLINE_LAMBDA { task.ahead.Ask(step); });
-  if (task.last && !into_c) FinishTile(args, task.partial, kSliver, row, rows, col, cols);
+  const int64_t finished_rows = RoundUp(CeilDiv(kSliver, task.steps), 2);
+  const auto multiply = [&](auto streamed) TESSERA_INLINE_LAMBDA {
+    MultiplyPart<streamed()>(rows, cols, task.steps, a.At(task.row_sliver), b.At(task.col_sliver),
+                             from, from_ld, to, to_ld,
+                             [&](int64_t step) TESSERA_INLINE_LAMBDA {
+                               finishing->Rows(finished_rows);
+                               task.ahead.Ask(step);
+                             });
+  };
+  if (job.rows_owned) multiply(std::integral_constant<Streamed, Streamed::kA>{});
+  else multiply(std::integral_constant<Streamed, Streamed::kB>{});
+  if (task.last && !into_c) finishing->Begin(args, row, rows, col, cols);
 }
 
 // What a thread's own slivers are multiplied with: [begin, end) of the shared operand.
@@ -247,12 +293,13 @@ struct StripTask {
   int64_t begin, end;  // own slivers
   int64_t shared;
   bool first, last;
-  float* partial;                // of the first own sliver
-  TileInput next = {};           // the shared sliver that is wanted next; data is null without one
+  bool resumes;    // chains that rested while other shared slivers had their turn
+  float* partial;  // of the first own sliver
+  TileInput next = {};  // the shared sliver that is wanted next; data is null without one
 };
 
 void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
-              const StripTask& strip) {
+              const StripTask& strip, Finishing* finishing) {
   const GemmArgs& args = *job.args;
   const int64_t own_count = strip.end - strip.begin;
   TileTask task = {};
@@ -265,6 +312,10 @@ void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
   if ((strip.first && args.accumulate) || strip.last) {
     ahead.c_row = args.ldc * element;
     ahead.c_lines = element / 2;
+    ahead.c_rows = CeilDiv(kSliver, Larger(1, steps));
+  } else if (strip.resumes) {
+    ahead.c_row = kSliver * 4;
+    ahead.c_lines = 2;
     ahead.c_rows = CeilDiv(kSliver, Larger(1, steps));
   }
   const int64_t next_rows = CeilDiv(kSliver, own_count);
@@ -279,13 +330,15 @@ void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
     ahead.shared_rows = strip.next.data == nullptr ? 0 : Smaller(next_rows, kSliver - row);
     ahead.shared = ahead.shared_rows <= 0 ? nullptr : strip.next.data + row * strip.next.row;
     ahead.c = nullptr;
-    if (ahead.c_rows > 0 && own + 1 < strip.end) {
+    if (strip.resumes) {
+      ahead.c = reinterpret_cast<const char*>(task.partial + kTileFloats);
+    } else if (ahead.c_rows > 0 && own + 1 < strip.end) {
       const int64_t next_row = task.row_sliver + (job.rows_owned ? 1 : 0);
       const int64_t next_col = task.col_sliver + (job.rows_owned ? 0 : 1);
       ahead.c = static_cast<const char*>(args.c) +
                 (next_row * args.ldc + next_col) * kSliver * element;
     }
-    RunTile(job, a, b, task);
+    RunTile(job, a, b, task, finishing);
   }
 }
 
@@ -294,6 +347,7 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
               const ThreadBuffers& buffers) {
   const bool rests = job.chunk_steps < job.steps;  // every tile's chains, from chunk to chunk
   const int64_t own_count = end - begin;
+  Finishing finishing;
   const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
     const int64_t to = Smaller(shared.end, from + most);
@@ -318,16 +372,18 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
           strip.shared = other;
           strip.first = chunk == 0 && i == 0;
           strip.last = chunk + chunk_steps >= job.steps && i == blocks - 1;
+          strip.resumes = chunk > 0 && i == 0;
           strip.partial = buffers.partial + (rests ? (other - from) * own_count * kTileFloats : 0);
           const int64_t next = (i + 1) % blocks, next_other = other + (i + 1) / blocks;
           if (next_other < to) {
             strip.next = (job.rows_owned ? b[next] : a[next]).At(next_other);
           }
-          RunStrip(job, a[i], b[i], block[i].steps, strip);
+          RunStrip(job, a[i], b[i], block[i].steps, strip, &finishing);
         }
       }
     }
   }
+  finishing.All();
 }
 
 // Runs the regions of one product: on the pool, or on one thread of it.
@@ -489,6 +545,11 @@ int64_t WorkspaceBytes(int num_threads) {
 }
 
 void RunGemm(const GemmArgs& args, void* workspace, ThreadPool& pool) {
+  if (args.k == 0) {  // nothing to multiply, but C to write
+    GemmArgs none = args;
+    none.packed_b = nullptr;
+    return Plain().gemm(none, workspace, pool);
+  }
   if (!TakesTiles(args)) return Plain().gemm(args, workspace, pool);
   char* const packed = static_cast<char*>(workspace) + SharedOffset(pool.num_threads());
   const double work =
@@ -507,7 +568,7 @@ void RunBatch(const GemmArgs* args, int64_t count, void* workspace, ThreadPool& 
   const int64_t share = kSharedBytes / threads / 64 * 64;
   bool fit = true;  // a product a thread
   for (int64_t i = 0; i < count; ++i) {
-    if (!TakesTiles(args[i])) return Plain().gemm_batch(args, count, workspace, pool);
+    if (args[i].k == 0 || !TakesTiles(args[i])) return Plain().gemm_batch(args, count, workspace, pool);
     fit &= SliverFits(args[i], share);
   }
   const int64_t whole = !fit ? 0 : threads > 1 ? count / threads * threads : count;

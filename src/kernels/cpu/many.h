@@ -103,5 +103,12 @@ template <int N, class T>
 TESSERA_INLINE void Store(T* p, const Many<N>& v, Several<N>) {
   Each<N>(TESSERA_EACH(k) { Store(p + k * kLanes, v.v[k]); });
 }
+#if defined(__AVX512BF16__)
+template <>
+TESSERA_INLINE void Store(bf16* p, const Many<2>& v, Several<2>) {
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)v.v[1], (__m512)v.v[0]);
+  _mm512_storeu_si512(p, both);
+}
+#endif
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -113,7 +113,7 @@ TESSERA_INLINE F32 RoundTo<bf16>(F32 v) {
   return FromBits(Widen(ToBf16Bits(v)) << 16);
 }
 
-// The first n (1 <= n < kLanes) elements; the rest are `fill`. Nothing past them is touched.
+// The first n (1 <= n <= kLanes) elements; the rest are `fill`. Nothing past them is touched.
 #if defined(__AVX512F__)
 TESSERA_INLINE F32 LoadPartial(const float* p, int64_t n, float fill = 0.0f) {
   const __mmask16 mask = (__mmask16)((1u << n) - 1u);
