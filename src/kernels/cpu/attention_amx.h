@@ -7,6 +7,7 @@
 
 #if defined(TESSERA_TILES)
 #include "kernels/cpu/amx.h"
+#include "kernels/cpu/transpose_pairs.h"
 #endif
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -37,7 +38,32 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
   }
 }
 
+// Rows 0..n-1 of `size` elements, `stride` apart, to [padded, out_ld] words: pairs of rows
+// (2 i, 2 i + 1) along the words, zeros up to whole steps of kDepthRows.
+inline void PackTransposed(const bf16* rows, int64_t stride, int64_t n, int64_t size,
+                           float* out, int64_t out_ld) {
+  constexpr int64_t kColumns = 16;
+  for (int64_t r = 0; r < n; r += kDepthRows) {
+    const int64_t count = MinOf(kDepthRows, n - r), ahead = MinOf(kDepthRows, n - r - count);
+    const bf16* from = rows + r * stride;
+    for (int64_t i = 0; i < ahead; ++i) PrefetchRow(from + (kDepthRows + i) * stride, size);
+    for (int64_t d = 0; d < size; d += kColumns) {
+      uint32_t* to = (uint32_t*)(out + d * out_ld + r / 2);
+      if (count == kDepthRows && d + kColumns <= size) {
+        TransposeToPairs(from + d, stride, to, out_ld);
+        continue;
+      }
+      bf16 part[kDepthRows][kColumns] = {};
+      const size_t bytes = (size_t)MinOf(kColumns, size - d) * sizeof(bf16);
+      for (int64_t i = 0; i < count; ++i) std::memcpy(part[i], from + i * stride + d, bytes);
+      TransposeToPairs(part[0], kColumns, to, out_ld);
+    }
+  }
+}
+
 #else
+
+inline void PackTransposed(const bf16*, int64_t, int64_t, int64_t, float*, int64_t) {}
 
 struct AttentionScope {
   TESSERA_INLINE AttentionScope() {}

@@ -170,8 +170,8 @@ void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t beg
       else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
     }
     ScaleColumns(tile->scale + lane, p.padded, count, tile->out + lane);
-    const Product out_t = {.a = scratch.values_t,
-                           .lda = kTile,
+    const Product out_t = {.a = scratch.values,
+                           .lda = kTile / 2,
                            .b = scratch.scores + lane,
                            .ldb = kTile,
                            .c = tile->out + lane,
@@ -274,8 +274,8 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
 
   if constexpr (kHasTiles) {
     ScaleColumns(tile->scale, p.padded, vectors, tile->out);
-    const Product out_t = {.a = scratch.values_t,
-                           .lda = kTile,
+    const Product out_t = {.a = scratch.values,
+                           .lda = kTile / 2,
                            .b = scratch.scores,
                            .ldb = kTile,
                            .c = tile->out,

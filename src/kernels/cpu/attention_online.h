@@ -30,11 +30,18 @@ struct QueryTile {
 // multiply, packing is most of the work.
 inline constexpr int64_t kMaxTilesOfBlock = kHasTiles ? 16 : 4;
 
+// Key tiles that are packed together. Where tiles multiply, a query tile stays in L1 while it meets all
+// of them, and they stay in L2.
+TESSERA_INLINE int64_t TilesOfPanel(int64_t padded) {
+  return kHasTiles ? MaxOf(2048 / padded, 1) : 1;
+}
+
 struct OnlineScratch {
   QueryTile* tiles = nullptr;  // [kMaxTilesOfBlock]
-  float* keys = nullptr;       // [kTile, depth_stride]
-  float* values = nullptr;     // [kTile, padded], or half as many rows of pairs
-  float* values_t = nullptr;   // [padded, kTile] words of pairs along keys, with tiles only
+  // Of the key tile at hand, one of a panel:
+  float* keys = nullptr;    // [kTile, depth_stride]
+  float* values = nullptr;  // [kTile, padded], or half as many rows of pairs; with tiles
+                            // [padded, kTile / 2] words of pairs along keys
   float* scores = nullptr;     // [kTile keys, kTile queries]
   float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
   Requests* requests = nullptr;
@@ -43,6 +50,11 @@ struct OnlineScratch {
 // Fewer tiles for wide heads, to stay in L2.
 TESSERA_INLINE int64_t TilesOfBlock(int64_t padded) {
   return padded <= 128 ? kMaxTilesOfBlock : kMaxTilesOfBlock / 2;
+}
+
+// Words of a tile of keys or values: with tiles there are pairs alone.
+TESSERA_INLINE int64_t KeyTileWords(int64_t padded) {
+  return kTile * (kHasTiles ? RoundUp(padded / 2, kLanes) : padded);
 }
 
 TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dropout) {
@@ -55,9 +67,8 @@ TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dr
     s.tiles[i].q = q;
     s.tiles[i].out = out;
   }
-  s.keys = carver->Floats(kTile * padded);
-  s.values = carver->Floats(kTile * padded);
-  if (kHasTiles) s.values_t = carver->Floats(kTile * padded);
+  s.keys = carver->Floats(TilesOfPanel(padded) * KeyTileWords(padded));
+  s.values = carver->Floats(TilesOfPanel(padded) * KeyTileWords(padded));
   s.scores = carver->Floats(kTile * kTile);
   if (dropout) s.keep = carver->Floats(kTile * kTile);
   s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
@@ -84,6 +95,19 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
   if (kHasTiles) std::memset(tile->out, 0, (size_t)(kTile * p.padded) * 4);
 }
 
+// Packs keys [begin, begin + n) and their values.
+template <Word kWord, class T>
+TESSERA_INLINE void PackKeys(const Problem& p, const KeyValues<T>& kv, int64_t begin, int64_t n,
+                             const OnlineScratch& scratch) {
+  const T* values = kv.v + begin * kv.stride;
+  PackRows<kWord>(p, kv.k + begin * kv.stride, kv.stride, n, scratch.keys);
+  if constexpr (kHasTiles) {
+    PackTransposed(values, kv.stride, n, p.shape.head_size, scratch.values, kTile / 2);
+  } else {
+    PackAlongRows<kWord>(p, values, kv.stride, n, scratch.values);
+  }
+}
+
 // Adds keys [begin, begin + n), packed in scratch, to a query tile.
 template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
@@ -102,30 +126,42 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
   }
   from = MaxOf(from / kTile * kTile, key_begin);
   to = MinOf(to, key_end);
-  for (int64_t begin = from; begin < to; begin += kTile) {
-    const int64_t n = MinOf(kTile, to - begin);
-    const int64_t next = begin + kTile, next_n = MinOf(kTile, to - next);
-    const int64_t stride = kv.stride * (int64_t)sizeof(T);
-    const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
-    scratch.requests->Add(kv.k + next * kv.stride, stride, next_n, row_bytes);
-    scratch.requests->Add(kv.v + next * kv.stride, stride, next_n, row_bytes);
-    const int64_t ending = tiles - CeilDiv(to - begin, kTile);
-    if (out != nullptr && ending >= 0) {
-      const RowLimits& rows = scratch.tiles[ending].rows;
-      out->Request(rows.first, rows.count, scratch.requests);
-    }
-    bool packed = false;
-    for (int64_t i = 0; i < tiles; ++i) {
-      if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;
-      if (!packed) {
-        PackRows<kWord>(p, kv.k + begin * kv.stride, kv.stride, n, scratch.keys);
-        PackAlongRows<kWord>(p, kv.v + begin * kv.stride, kv.stride, n, scratch.values);
-        if constexpr (kHasTiles) {
-          TransposeTile(scratch.values, CeilDiv(n, 2), p.padded, p.padded, scratch.values_t);
-        }
-        packed = true;
+  const int64_t panel_keys = TilesOfPanel(p.padded) * kTile, words = KeyTileWords(p.padded);
+  const int64_t stride = kv.stride * (int64_t)sizeof(T);
+  const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
+  for (int64_t panel = from; panel < to; panel += panel_keys) {
+    const int64_t panel_end = MinOf(panel + panel_keys, to);
+    const int64_t next_n = MinOf(panel_keys, to - panel_end);
+    scratch.requests->Add(kv.k + panel_end * kv.stride, stride, next_n, row_bytes);
+    scratch.requests->Add(kv.v + panel_end * kv.stride, stride, next_n, row_bytes);
+    const auto at = [&](int64_t begin) {  // of the key tile that begins there
+      OnlineScratch s = scratch;
+      s.keys += (begin - panel) / kTile * words;
+      s.values += (begin - panel) / kTile * words;
+      return s;
+    };
+    for (int64_t begin = panel; begin < panel_end; begin += kTile) {
+      const int64_t n = MinOf(kTile, panel_end - begin);
+      bool seen = false;
+      for (int64_t i = 0; i < tiles; ++i) {
+        seen = seen || !scratch.tiles[i].rows.SeesNone(begin, begin + n);
       }
-      AttendTile<kWord>(p, scratch, begin, n, &scratch.tiles[i]);
+      if (seen) PackKeys<kWord>(p, kv, begin, n, at(begin));
+    }
+    const auto ask_for_rows = [&](int64_t i) {
+      const RowLimits& rows = scratch.tiles[i].rows;
+      out->Request(rows.first, rows.count, scratch.requests);
+    };
+    // Of the last key tiles each asks for the rows of one query tile.
+    const int64_t ending = tiles - CeilDiv(to - panel, kTile);
+    if (!kHasTiles && out != nullptr && ending >= 0) ask_for_rows(ending);
+    for (int64_t i = 0; i < tiles; ++i) {
+      if (kHasTiles && out != nullptr && panel_end == to) ask_for_rows(i);
+      for (int64_t begin = panel; begin < panel_end; begin += kTile) {
+        const int64_t n = MinOf(kTile, panel_end - begin);
+        if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;
+        AttendTile<kWord>(p, at(begin), begin, n, &scratch.tiles[i]);
+      }
     }
   }
   for (int64_t i = 0; i < tiles; ++i) {
