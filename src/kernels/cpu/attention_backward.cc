@@ -50,9 +50,7 @@ struct Scratch {
   float* q = nullptr;          // [kTile, depth_stride]; floats are scaled
   float* dout = nullptr;       // [kTile, depth_stride]
   float* q_rows = nullptr;     // the same as B of products over rows: in floats the same memory,
-  float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]
-  float* q_t = nullptr;        // with tiles: q_rows and dout_rows transposed, [padded, kTile] words
-  float* dout_t = nullptr;
+  float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]; with tiles as A: [padded, kTile / 2]
   float* dq = nullptr;        // [kTile, padded]: the panel's part
   float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
   float* ds = nullptr;        // the same: dP, then dS
@@ -79,10 +77,6 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word wo
   s.dout = carver->Floats(tile);
   s.q_rows = carver->Floats(tile / 2);
   s.dout_rows = carver->Floats(tile / 2);
-  if (kHasTiles) {
-    s.q_t = carver->Floats(tile);
-    s.dout_t = carver->Floats(tile);
-  }
   s.dq = carver->Floats(tile);
   s.p = carver->Floats(kTile * kTile);
   s.ds = carver->Floats(kTile * kTile);
@@ -313,9 +307,9 @@ void AddToKeys(const Problem& problem, const Scratch& s, int64_t tile_index, int
   const int64_t offset = tile_index * kTile * problem.padded;
   const int64_t row_words = RoundUp(count, kDepthRows) / 2;
   const Product dv_t = {
-      .a = s.dout_t, .lda = kTile, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
+      .a = s.dout_rows, .lda = kTile / 2, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
   const Product dk_t = {
-      .a = s.q_t, .lda = kTile, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
+      .a = s.q_rows, .lda = kTile / 2, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
   MultiplyOnTiles<Update::kAdd>(dv_t, 0, problem.padded, kTile, 0, row_words, s.requests);
   MultiplyOnTiles<Update::kAdd>(dk_t, 0, problem.padded, kTile, 0, row_words, s.requests);
 }
@@ -517,7 +511,7 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       }
       PackRow<kWord>(unit.q.Row(row), size, p.q_scale, s.q + r * p.depth_stride);
       PackRow<kWord>(unit.dout.Row(row), size, 1.0f, s.dout + r * p.depth_stride);
-      if constexpr (kWord == Word::kPair) {
+      if constexpr (kWord == Word::kPair && !kHasTiles) {
         if (r % 2 == 0) {
           const bool next = r + 1 < count;
           PackRowPair(unit.q.Row(row), next ? unit.q.Row(row + 1) : nullptr, size,
@@ -529,8 +523,9 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       lse[r] = unit.lse[p.RowInHeads(row)] * kLog2E;
     }
     if constexpr (kHasTiles) {
-      TransposeTile(s.q_rows, CeilDiv(count, 2), p.padded, p.padded, s.q_t);
-      TransposeTile(s.dout_rows, CeilDiv(count, 2), p.padded, p.padded, s.dout_t);
+      const int64_t stride = 2 * p.depth_stride;
+      PackTransposed((const bf16*)s.q, stride, count, size, s.q_rows, kTile / 2);
+      PackTransposed((const bf16*)s.dout, stride, count, size, s.dout_rows, kTile / 2);
     }
     const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
     unit.q.Request(next, next_count, s.requests);
@@ -589,6 +584,17 @@ void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, cons
     BackwardPanel<kWord>(p, unit, s, delta, plan.panel_keys, begin,
                          MinOf(plan.panel_keys, end - begin), dq);
   }
+}
+
+// Asks for what a unit reads first.
+template <class T>
+void RequestUnit(const Problem& p, const Unit<T>& unit, RequestQueue* requests) {
+  const int64_t stride = unit.kv_stride * (int64_t)sizeof(T);
+  const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
+  unit.dout.Request(0, p.rows, requests);
+  unit.out.Request(0, p.rows, requests);
+  requests->Add(unit.k, stride, p.shape.length, row_bytes);
+  requests->Add(unit.v, stride, p.shape.length, row_bytes);
 }
 
 template <Word kWord, class T>
@@ -656,6 +662,10 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
       const AttentionScope scope;
       const Scratch scratch = scratch_of(thread);
       for (int64_t unit = begin; unit < end; ++unit) {
+        if (kHasTiles) {
+          scratch.requests->Clear();
+          if (unit + 1 < end) RequestUnit(p, MakeUnit<T>(args, p, unit + 1), &scratch.requests->later);
+        }
         BackwardUnit<kWord>(p, plan, MakeUnit<T>(args, p, unit), scratch);
       }
     });

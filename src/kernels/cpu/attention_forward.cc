@@ -24,27 +24,52 @@ Plan MakePlan(const Problem& p, int num_threads) {
   return plan;
 }
 
-template <Word kWord, class T>
-void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan, int64_t unit,
-                 int64_t block, const OnlineScratch& scratch) {
-  const int64_t size = p.shape.head_size;
-  const int64_t sequence = unit / p.shape.kv_heads, kv_head = unit % p.shape.kv_heads;
-  const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
-  const GroupRows<const T> q = {(const T*)args.q + token * args.q_stride + head * size,
-                                args.q_stride, size, p.group};
-  const GroupRows<T> out = {(T*)args.out + token * args.out_stride + head * size, args.out_stride,
-                            size, p.group};
-  const int64_t kv_offset = token * args.kv_stride + kv_head * size;
-  const KeyValues<T> kv = {(const T*)args.k + kv_offset, (const T*)args.v + kv_offset,
-                           args.kv_stride};
+// Where a unit's rows lie.
+template <class T>
+struct Unit {
+  int64_t sequence, kv_head;
+  GroupRows<const T> q;
+  GroupRows<T> out;
+  KeyValues<T> kv;
+};
 
+template <class T>
+Unit<T> MakeUnit(const AttentionForwardArgs& args, const Problem& p, int64_t index) {
+  const int64_t size = p.shape.head_size;
+  const int64_t sequence = index / p.shape.kv_heads, kv_head = index % p.shape.kv_heads;
+  const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
+  const int64_t kv = token * args.kv_stride + kv_head * size;
+  return {sequence,
+          kv_head,
+          {(const T*)args.q + token * args.q_stride + head * size, args.q_stride, size, p.group},
+          {(T*)args.out + token * args.out_stride + head * size, args.out_stride, size, p.group},
+          {(const T*)args.k + kv, (const T*)args.v + kv, args.kv_stride}};
+}
+
+// Asks for what the first work item of a unit reads.
+template <class T>
+void RequestUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, RequestQueue* requests) {
+  const int64_t stride = unit.kv.stride * (int64_t)sizeof(T);
+  const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
+  const int64_t first = (plan.blocks - 1) * plan.tiles * kTile;
+  unit.q.Request(first, p.rows - first, requests);
+  requests->Add(unit.kv.k, stride, p.keys, row_bytes);
+  requests->Add(unit.kv.v, stride, p.keys, row_bytes);
+}
+
+template <Word kWord, class T>
+void ForwardItem(const AttentionForwardArgs& args, const Problem& p, const Plan& plan,
+                 const Unit<T>& unit, int64_t block, const OnlineScratch& scratch) {
+  const int64_t sequence = unit.sequence, kv_head = unit.kv_head, head = kv_head * p.group;
+  const GroupRows<const T>& q = unit.q;
+  const GroupRows<T>& out = unit.out;
   int64_t tiles = 0;
   const int64_t end = MinOf(p.rows, (block + 1) * plan.tiles * kTile);
   for (int64_t first = block * plan.tiles * kTile; first < end; first += kTile, ++tiles) {
     BeginTile<kWord>(p, sequence, kv_head, first, MinOf(kTile, end - first), q, scratch.keys,
                      &scratch.tiles[tiles]);
   }
-  AttendBlock<kWord>(p, kv, 0, p.keys, scratch, tiles, &out);
+  AttendBlock<kWord>(p, unit.kv, 0, p.keys, scratch, tiles, &out);
   for (int64_t i = 0; i < tiles; ++i) {
     const QueryTile& tile = scratch.tiles[i];
     EndTile(p, tile, out);
@@ -72,8 +97,14 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
       const AttentionScope scope;
       const OnlineScratch scratch = scratch_of(thread);
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t block = plan.blocks - 1 - item % plan.blocks;
-        ForwardItem<kWord, T>(args, p, plan, item / plan.blocks, block, scratch);
+        const int64_t unit = item / plan.blocks, block = plan.blocks - 1 - item % plan.blocks;
+        if (kHasTiles && item % plan.blocks == 0) {
+          scratch.requests->Clear();
+          if (item + plan.blocks < end) {
+            RequestUnit(p, plan, MakeUnit<T>(args, p, unit + 1), &scratch.requests->later);
+          }
+        }
+        ForwardItem<kWord, T>(args, p, plan, MakeUnit<T>(args, p, unit), block, scratch);
       }
     });
     return;
@@ -90,7 +121,7 @@ void Forward(const AttentionForwardArgs& args, void* workspace, ThreadPool& pool
       const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
       const int64_t keys = p.shape.causal ? end / p.group : p.keys;
       CountItem(item, static_cast<double>((end - first) * keys));
-      ForwardItem<kWord, T>(args, p, plan, unit, block, scratch);
+      ForwardItem<kWord, T>(args, p, plan, MakeUnit<T>(args, p, unit), block, scratch);
     }
   });
 }

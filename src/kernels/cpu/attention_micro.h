@@ -150,40 +150,60 @@ TESSERA_INLINE void RowsOfProduct(const Product& p, int64_t row, int64_t col, in
   }
 }
 
-// Memory that is wanted soon. Its lines are asked for among the products, a few at a time: rows of a
-// head lie apart, where a core's own prefetching does not follow, and copying them waits for each.
-struct Requests {
-  // Adds `rows` rows of `bytes`, `stride` bytes apart; dropped where too many wait already.
+// Rows of memory whose lines are asked for, some at a time.
+class RequestQueue {
+ public:
+  // `rows` rows of `bytes`, `stride` bytes apart; dropped where too many wait already.
   TESSERA_INLINE void Add(const void* first, int64_t stride, int64_t rows, int64_t bytes) {
-    if (end - begin == kMost || rows <= 0) return;
-    rows_of[end++ % kMost] = {(const char*)first, stride, rows, bytes};
+    if (end_ - begin_ == kMost || rows <= 0) return;
+    rows_[end_++ % kMost] = {(const char*)first, stride, rows, bytes};
   }
-  TESSERA_INLINE void Clear() { begin = end = offset = 0; }
+  TESSERA_INLINE void Clear() { begin_ = end_ = offset_ = 0; }
 
-  // Asks for the next lines.
-  TESSERA_INLINE void Ask() {
-    if (begin == end) return;
-    Rows& rows = rows_of[begin % kMost];
+  // Asks for the next lines; false where none are left.
+  TESSERA_INLINE bool Ask() {
+    if (begin_ == end_) return false;
+    Rows& rows = rows_[begin_ % kMost];
     for (int i = 0; i < kLinesAtATime; ++i) {
-      __builtin_prefetch(rows.at + offset);
-      offset += 64;
-      if (offset < rows.bytes) continue;
-      offset = 0;
+      __builtin_prefetch(rows.at + offset_);
+      offset_ += 64;
+      if (offset_ < rows.bytes) continue;
+      offset_ = 0;
       rows.at += rows.stride;
       if (--rows.count > 0) continue;
-      ++begin;
-      return;
+      ++begin_;
+      break;
     }
+    return true;
   }
 
+ private:
   static constexpr int kMost = 16, kLinesAtATime = 4;
   struct Rows {
     const char* at;
     int64_t stride, count, bytes;
   };
-  Rows rows_of[kMost];
-  int64_t begin = 0, end = 0;  // of those that wait, modulo kMost
-  int64_t offset = 0;          // in the first one's row
+  Rows rows_[kMost];
+  int64_t begin_ = 0, end_ = 0;  // of those that wait, modulo kMost
+  int64_t offset_ = 0;           // in the first one's row
+};
+
+// Memory that is wanted soon, and that of the next work item, which has its turn when nothing else is
+// left. Lines are asked for among the products: rows of a head lie apart, where a core's own prefetching
+// does not follow, and copying them waits for each.
+struct Requests {
+  RequestQueue soon, later;
+
+  TESSERA_INLINE void Add(const void* first, int64_t stride, int64_t rows, int64_t bytes) {
+    soon.Add(first, stride, rows, bytes);
+  }
+  TESSERA_INLINE void Clear() {
+    soon.Clear();
+    later.Clear();
+  }
+  TESSERA_INLINE void Ask() {
+    if (!soon.Ask()) later.Ask();
+  }
 };
 
 // The rows of a product in strips of at most kBlockRows, and the part that each needs.

@@ -194,7 +194,8 @@ struct GroupRows {
     return base + r / group * token_stride + r % group * head_size;
   }
   // Asks for rows [first, first + count): those of a token lie together.
-  TESSERA_INLINE void Request(int64_t first, int64_t count, Requests* requests) const {
+  template <class Queue>
+  TESSERA_INLINE void Request(int64_t first, int64_t count, Queue* requests) const {
     if (count <= 0) return;
     const int64_t token = first / group, last = (first + count - 1) / group;
     requests->Add(base + token * token_stride, token_stride * (int64_t)sizeof(T), last - token + 1,
