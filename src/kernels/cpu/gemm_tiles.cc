@@ -329,6 +329,10 @@ void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
     const int64_t row = (own - strip.begin) * next_rows;
     ahead.shared_rows = strip.next.data == nullptr ? 0 : Smaller(next_rows, kSliver - row);
     ahead.shared = ahead.shared_rows <= 0 ? nullptr : strip.next.data + row * strip.next.row;
+    if (strip.next.row == 64) {  // packed: in the order of memory, which the processor follows
+      ahead.shared_step = ahead.shared_rows * 64;
+      if (ahead.shared != nullptr) ahead.shared = strip.next.data + row * steps * 64;
+    }
     ahead.c = nullptr;
     if (strip.resumes) {
       ahead.c = reinterpret_cast<const char*>(task.partial + kTileFloats);
