@@ -111,15 +111,13 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
       const double qkv = Dbl(config.qkv_width()), heads = Dbl(config.q_width());
       const bool forward = op.kind == OpKind::kAttention;
       forms.work[0].bytes = forward ? r * (qkv + heads) * element : r * (2 * qkv + 2 * heads) * element;
-      // Products of bf16 on tiles leave the vector units to the scores; elsewhere they share them.
-      const kernels::Isa isa = kernels::ActiveIsa();
-      if (isa == kernels::Isa::kAmx && dtype_ == DType::kBf16) break;
+      // Scores share the vector units with products; tiles exclude them (docs/decisions/0013).
       const double scores = op.flops / ((forward ? 4 : 10) * Dbl(config.head_dim()));
       double each = forward ? kScoreForward : kScoreBackward;
       if (config.positions == Positions::kAlibi) each += kAlibi;
       if (config.attention_softcap > 0) each += kSoftcap;
       // Dots take probabilities and gradients rounded.
-      if (isa >= kernels::Isa::kAvx512Bf16) each += Conversions(dtype_, 0, forward ? 1 : 2);
+      if (kernels::ActiveIsa() >= kernels::Isa::kAvx512Bf16) each += Conversions(dtype_, 0, forward ? 1 : 2);
       forms.work[0].vector_ops = scores * each;
       break;
     }
