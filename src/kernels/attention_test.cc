@@ -155,6 +155,9 @@ TEST(AttentionOfPairs, MatchesTheReference) {
     }
     Check(Dot({.length = 130, .head_size = 128}));
     Check(Dot({.length = 71, .head_size = 256, .causal = false}));
+    // More keys than are packed together, and rows that see none of the first.
+    Check(Dot({.length = 600, .heads = 1, .kv_heads = 1, .head_size = 256}));
+    Check(Dot({.length = 600, .heads = 1, .kv_heads = 1, .head_size = 256, .window = 50}));
     Check(Dot({.length = 300, .head_size = 8}));
     Check(Dot({.length = 2101, .heads = 1, .kv_heads = 1, .head_size = 8, .window = 101}));
     Check(Dot({.batch = 3, .length = 33, .heads = 3, .kv_heads = 1, .head_size = 24}));
