@@ -79,11 +79,13 @@ inline constexpr int64_t kTileRows = 16;
 
 // As after most tiles, whose scores leave each row's maximum where it was.
 TESSERA_INLINE bool AllOnes(F32 x) {
-  float lanes[kLanes];
-  Store(lanes, x);
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)Set(1.0f), _CMP_NEQ_UQ) == 0;
+#else
   bool all = true;
-  for (int64_t i = 0; i < kLanes; ++i) all &= lanes[i] == 1.0f;
+  for (int64_t i = 0; i < kLanes; ++i) all &= x[i] == 1.0f;
   return all;
+#endif
 }
 
 // x [rows, kTile] times `scale`, column by column.

@@ -17,6 +17,7 @@ namespace {
 // Keys whose packed forms and gradients (5 panels of fp32) stay in a 1 MiB L2 beside a row tile.
 // Where tiles multiply, twice as many: L2 is larger there, and packing rows for a panel more of the work.
 int64_t PanelKeys(int64_t padded) { return (padded <= 128 ? 256 : 128) * (kHasTiles ? 2 : 1); }
+inline constexpr int64_t kMaxPanelTiles = 512 / kTile;  // the most of PanelKeys
 inline constexpr int64_t kMaxChunks = 8;
 
 struct Plan {
@@ -302,16 +303,23 @@ void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t 
   }
 }
 
-// With tiles: adds the rounded p and ds of `count` rows to dv and dk of a tile of keys.
-void AddToKeys(const Problem& problem, const Scratch& s, int64_t tile_index, int64_t count) {
+// With tiles: adds the rounded p and ds of `count` rows to dv and dk of a tile of keys; the first ones
+// write them.
+void AddToKeys(const Problem& problem, const Scratch& s, int64_t tile_index, int64_t count,
+               bool writes_keys) {
   const int64_t offset = tile_index * kTile * problem.padded;
   const int64_t row_words = RoundUp(count, kDepthRows) / 2;
   const Product dv_t = {
       .a = s.dout_rows, .lda = kTile / 2, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
   const Product dk_t = {
       .a = s.q_rows, .lda = kTile / 2, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
-  MultiplyOnTiles<Update::kAdd>(dv_t, 0, problem.padded, kTile, 0, row_words, s.requests);
-  MultiplyOnTiles<Update::kAdd>(dk_t, 0, problem.padded, kTile, 0, row_words, s.requests);
+  for (const Product& product : {dv_t, dk_t}) {
+    if (writes_keys) {
+      MultiplyOnTiles<Update::kStore>(product, 0, problem.padded, kTile, 0, row_words, s.requests);
+    } else {
+      MultiplyOnTiles<Update::kAdd>(product, 0, problem.padded, kTile, 0, row_words, s.requests);
+    }
+  }
 }
 
 // With tiles: dq of a tile of rows from the dS of keys [from, to) of a panel, whole tiles of them.
@@ -327,12 +335,13 @@ void QueryGradient(const Problem& problem, const Scratch& s, int64_t panel_keys,
                                   to / 2, s.requests);
 }
 
-// One tile of rows (packed in scratch) with one tile of keys: adds to dk and dv of scratch, and to dq,
-// which the first one writes; with tiles dS is left for QueryGradient instead.
+// One tile of rows (packed in scratch) with one tile of keys: adds to dk and dv of scratch, which with
+// tiles the first rows write, and to dq, which the first keys write; with tiles dS is left for
+// QueryGradient instead.
 template <Word kWord>
 void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
                   int64_t panel_begin, int64_t panel_keys, int64_t tile_index, int64_t n,
-                  bool writes_dq) {
+                  bool writes_dq, [[maybe_unused]] bool writes_keys) {
   constexpr bool kPairs = kWord == Word::kPair;
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = *s.rows;
@@ -378,7 +387,7 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
       else PlainRows<false>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
     }
     if (plain) {
-      AddToKeys(problem, s, tile_index, rows.count);
+      AddToKeys(problem, s, tile_index, rows.count, writes_keys);
       return;
     }
   } else if (edge) {
@@ -413,7 +422,7 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   }
   const int64_t offset = tile_index * kTile * padded;
   if constexpr (kHasTiles) {
-    AddToKeys(problem, s, tile_index, rows.count);
+    AddToKeys(problem, s, tile_index, rows.count, writes_keys);
     return;
   }
   const Product dv = {
@@ -479,10 +488,11 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     TransposeTile(key_rows + row, count, depth, p.depth_stride, s.keys_t + j * depth);
     TransposeTile(s.dv + row, count, depth, p.depth_stride, s.values_t + j * depth);
   }
-  const int64_t sums = kHasTiles ? RoundUp(n, kTile) : n;
-  std::memset(s.dk, 0, (size_t)(sums * p.padded) * 4);
-  std::memset(s.dv, 0, (size_t)(sums * p.padded) * 4);
-  if (kHasTiles) {  // the depth of dS K in whole tiles
+  bool written[kMaxPanelTiles] = {};  // with tiles: dk and dv of a tile of keys
+  if (!kHasTiles) {
+    std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
+    std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
+  } else {  // the depth of dS K in whole tiles
     const int64_t pairs = CeilDiv(n, 2), whole = RoundUp(n, kTile) / 2;
     std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
   }
@@ -543,7 +553,9 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       const bool is_first = from < 0;
       if (is_first) from = j;
       to = j + kTile;
-      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys, is_first);
+      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys, is_first,
+                          !written[j / kTile]);
+      written[j / kTile] = true;
     }
     if (from < 0) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
     else if constexpr (kHasTiles) QueryGradient(p, s, panel_keys, from, to);
@@ -558,6 +570,10 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
   if constexpr (kHasTiles) {
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t count = MinOf(kTile, n - j);
+      if (!written[j / kTile]) {  // keys that no row sees
+        std::memset(s.dk + j * p.padded, 0, (size_t)(kTile * p.padded) * 4);
+        std::memset(s.dv + j * p.padded, 0, (size_t)(kTile * p.padded) * 4);
+      }
       const auto unpack = [&](const float* from, float scale, T* to) {
         alignas(64) float scales[kTile];
         for (float& x : scales) x = scale;

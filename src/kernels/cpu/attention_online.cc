@@ -150,6 +150,19 @@ TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t 
   }
 }
 
+// With tiles: `vectors` of queries of a tile's transposed sums, times `scale`, plus values times
+// probabilities over words [depth_begin, depth_end).
+void AddValues(const Problem& p, const Product& out_t, const float* scale, int64_t vectors,
+               int64_t depth_begin, int64_t depth_end, Requests* requests, const QueryTile& tile) {
+  const int64_t columns = vectors * kLanes;
+  if (tile.empty) {
+    MultiplyOnTiles<Update::kStore>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
+    return;
+  }
+  ScaleColumns(scale, p.padded, vectors, out_t.c);
+  MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
+}
+
 // Keys [begin, begin + n) without bias, cap and dropout, half of the queries at a time: what is
 // computed stays in L1.
 void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
@@ -169,16 +182,16 @@ void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t beg
       if (edge) PlainSoftmax<true>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
       else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
     }
-    ScaleColumns(tile->scale + lane, p.padded, count, tile->out + lane);
     const Product out_t = {.a = scratch.values,
                            .lda = kTile / 2,
                            .b = scratch.scores + lane,
                            .ldb = kTile,
                            .c = tile->out + lane,
                            .ldc = kTile};
-    MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, count * kLanes, 0,
-                                  RoundUp(n, kDepthRows) / 2, scratch.requests);
+    AddValues(p, out_t, tile->scale + lane, count, 0, RoundUp(n, kDepthRows) / 2, scratch.requests,
+              *tile);
   }
+  tile->empty = false;
 }
 
 }  // namespace
@@ -273,15 +286,14 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   if (kPairs && !plain) RoundRowsToPairs(key_from, key_to, vectors, scratch.scores);
 
   if constexpr (kHasTiles) {
-    ScaleColumns(tile->scale, p.padded, vectors, tile->out);
     const Product out_t = {.a = scratch.values,
                            .lda = kTile / 2,
                            .b = scratch.scores,
                            .ldb = kTile,
                            .c = tile->out,
                            .ldc = kTile};
-    MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, vectors * kLanes, key_from / 2, key_to / 2,
-                                  scratch.requests);
+    AddValues(p, out_t, tile->scale, vectors, key_from / 2, key_to / 2, scratch.requests, *tile);
+    tile->empty = false;
     return;
   }
   const Product out = {.a = scratch.scores,

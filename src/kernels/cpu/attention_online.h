@@ -91,8 +91,7 @@ TESSERA_INLINE void BeginTile(const Problem& p, int64_t sequence, int64_t kv_hea
     tile->max[r] = -1e30f;  // finite: -inf minus it is -inf, not NaN
     tile->sum[r] = 0;
   }
-  tile->empty = !kHasTiles;
-  if (kHasTiles) std::memset(tile->out, 0, (size_t)(kTile * p.padded) * 4);
+  tile->empty = true;
 }
 
 // Packs keys [begin, begin + n) and their values.
@@ -166,7 +165,8 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
   }
   for (int64_t i = 0; i < tiles; ++i) {
     QueryTile& tile = scratch.tiles[i];
-    if (tile.empty) std::memset(tile.out, 0, (size_t)(tile.rows.count * p.padded) * 4);
+    const int64_t columns = kHasTiles ? kTile : tile.rows.count;
+    if (tile.empty) std::memset(tile.out, 0, (size_t)(columns * p.padded) * 4);
     tile.empty = false;
   }
 }
