@@ -157,8 +157,8 @@ struct TileTask {
   Ahead ahead;
 };
 
-// A tile of finished sums on its way to C: some rows at a time among the products of the next tile,
-// whose multiplier leaves the vector units idle.
+// A tile of finished sums on its way to C: some rows at a time among the products of the next tile, so
+// that its additions, rounding and stores need no time of their own.
 class Finishing {
  public:
   // Where the sums of the next tile go; the tile before may still be on its way.

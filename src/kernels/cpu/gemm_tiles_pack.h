@@ -12,8 +12,6 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
-// Rows of a matrix packed across k are asked for this many steps ahead.
-inline constexpr int64_t kStepsAhead = 2;
 inline constexpr int64_t kSliver = 2 * kTileRows;
 inline constexpr int64_t kStepBytes = 2 * kTileBytes;
 static_assert(kLanes == kTileRows, "tiles are packed with vectors of AVX-512");
@@ -60,11 +58,6 @@ inline void PackTilesA(const MatrixRef& a, int64_t m, int64_t k, int64_t first, 
         const int64_t row = (first + i) * kSliver, rows = Smaller(kSliver, m - row);
         const bf16* source = data + begin * a.ld + row;
         uint32_t* tiles = reinterpret_cast<uint32_t*>(out + i * sliver_bytes + s * kStepBytes);
-        if (s + kStepsAhead < steps) {
-          for (int64_t r = 0; r < kTileSteps; ++r) {
-            __builtin_prefetch(source + (kStepsAhead * kTileSteps + r) * a.ld);
-          }
-        }
         float* sums = row_sums == nullptr ? nullptr : row_sums + row;
         if (rows == kSliver && depth == kTileSteps) {
           TransposeStep(source, a.ld, sums, tiles);

@@ -104,6 +104,7 @@ TESSERA_INLINE void Store(T* p, const Many<N>& v, Several<N>) {
   Each<N>(TESSERA_EACH(k) { Store(p + k * kLanes, v.v[k]); });
 }
 #if defined(__AVX512BF16__)
+// Rounded by one instruction, stored as one line.
 template <>
 TESSERA_INLINE void Store(bf16* p, const Many<2>& v, Several<2>) {
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)v.v[1], (__m512)v.v[0]);

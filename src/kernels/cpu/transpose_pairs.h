@@ -15,8 +15,9 @@ TESSERA_INLINE __m512i LoadLanes(const bf16* p, int64_t stride) {
                                      _mm_loadu_si128((const __m128i*)(p + 3 * stride)));
 }
 
-// [32][16 of ld] from `source` to 16 rows of 32, `out_ld` words from row to row. Loads place 16 bytes of every
-// eighth step into one vector, so that what is left to exchange lies within lanes of 16 bytes.
+// [32][16 of ld] from `source` to 16 rows of 32, `out_ld` words from row to row. Loads place 16 bytes
+// of every eighth source row into one vector, so that what is left to exchange lies within lanes of
+// 16 bytes.
 TESSERA_INLINE void TransposeToPairs(const bf16* source, int64_t ld, uint32_t* out, int64_t out_ld) {
 #pragma GCC unroll 2
   for (int64_t eight = 0; eight < 2; ++eight) {  // rows of the result at a time
