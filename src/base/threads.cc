@@ -119,7 +119,8 @@ void ThreadPool::DealShares(int64_t n) {
   }
 }
 
-bool ThreadPool::TakePart(int thread, int64_t least, int64_t* begin, int64_t* end) {
+bool ThreadPool::TakePart(int thread, int64_t least, int64_t least_moved, int64_t* begin,
+                          int64_t* end) {
   const auto some = [least](int64_t left) { return std::min(left, std::max(least, left / 4)); };
   std::atomic<uint64_t>& own = shares_[static_cast<size_t>(thread)].left;
   uint64_t range = own.load(std::memory_order_relaxed);
@@ -144,7 +145,7 @@ bool ThreadPool::TakePart(int thread, int64_t least, int64_t* begin, int64_t* en
         most = left;
       }
     }
-    if (fullest == nullptr) return false;
+    if (fullest == nullptr || RangeEnd(most) - RangeBegin(most) < least_moved) return false;
     const int64_t first = RangeBegin(most), last = RangeEnd(most);
     const int64_t next = last - some(last - first);
     if (fullest->compare_exchange_weak(most, PackRange(first, next), std::memory_order_relaxed)) {

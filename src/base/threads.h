@@ -40,11 +40,12 @@ class ThreadPool {
   // Deals items [0, n) out in one contiguous share a thread and calls fn(thread, begin, end) on parts
   // of the shares until nothing is left. A thread takes from the front of its own share, a quarter
   // of what is left there and at least `least` items; once that is empty, from the back of the
-  // fullest other one. Which thread gets what depends on time, so results must not: each item has to
-  // be independent of the others, and of where a part begins or ends. Under a WorkMeter each thread
-  // keeps its share, whole.
+  // fullest other one, where at least `least_moved` items are left of it: items may be cheaper for
+  // the thread whose share they are. Which thread gets what depends on time, so results must not: each
+  // item has to be independent of the others, and of where a part begins or ends. Under a WorkMeter
+  // each thread keeps its share, whole.
   template <class Fn>
-  void RunShares(int64_t n, int64_t least, Fn&& fn) {
+  void RunShares(int64_t n, int64_t least, Fn&& fn, int64_t least_moved = 1) {
     if (n <= 0) return;
     if (num_threads_ == 1 || n <= least) {
       RunAlone(static_cast<double>(n), [&] { fn(0, int64_t{0}, n); });
@@ -62,7 +63,7 @@ class ThreadPool {
     DealShares(n);
     Run([&](int thread) {
       int64_t begin = 0, end = 0;
-      while (TakePart(thread, least, &begin, &end)) fn(thread, begin, end);
+      while (TakePart(thread, least, least_moved, &begin, &end)) fn(thread, begin, end);
     });
   }
 
@@ -112,7 +113,7 @@ class ThreadPool {
   };
 
   void DealShares(int64_t n);
-  bool TakePart(int thread, int64_t least, int64_t* begin, int64_t* end);
+  bool TakePart(int thread, int64_t least, int64_t least_moved, int64_t* begin, int64_t* end);
   void RunErased(Function function, void* context);
   void RunOnAll(Function function, void* context);
   void WorkerLoop(int thread);

@@ -86,6 +86,27 @@ TEST(ThreadPoolTest, AThreadThatIsDoneTakesFromTheOthers) {
   EXPECT_EQ(taken_by[1].load(), kItems - kItems / 2 / 4);
 }
 
+TEST(ThreadPoolTest, WhatIsTooLittleToMoveStaysWithItsThread) {
+  ThreadPool pool(2);
+  constexpr int64_t kItems = 64, kLeast = 2, kLeastMoved = 8;
+  // Of thread 1's 32 items 8 are its first part; 6, 4, 3, 2 and 2 of the others may be taken.
+  constexpr int64_t kMoved = 17;
+  std::atomic<int64_t> taken_by[2] = {}, moved{0};
+  const auto run = [&](int thread, int64_t begin, int64_t end) {
+    taken_by[thread].fetch_add(end - begin);
+    if (thread == 0) {
+      while (taken_by[1].load() == 0) std::this_thread::yield();
+      if (begin >= kItems / 2) moved.fetch_add(end - begin);
+    } else if (begin == kItems / 2) {
+      while (moved.load() < kMoved) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // in which no more is taken
+    }
+  };
+  pool.RunShares(kItems, kLeast, run, kLeastMoved);
+  EXPECT_EQ(moved.load(), kMoved);
+  EXPECT_EQ(taken_by[0].load() + taken_by[1].load(), kItems);
+}
+
 TEST(ThreadPoolTest, WhatOneRegionWritesTheNextReads) {
   ThreadPool pool(3);
   constexpr int64_t kSize = 999;

@@ -108,6 +108,51 @@ Method ChooseMethod(const GemmArgs& args, int64_t rows_per_thread) {
   return method;
 }
 
+// Rows of an operand that will be packed, asked for while others are multiplied.
+class RowsToPack {
+ public:
+  RowsToPack() = default;
+  // Rows [row, row + rows) of op(A), steps [k_begin, k_begin + k).
+  RowsToPack(const MatrixRef& a, int64_t row, int64_t rows, int64_t k_begin, int64_t k) {
+    const int64_t size = DTypeBytes(a.dtype), stride = a.ld * size;
+    if (a.transposed) {  // step by step, as far as a pair of lines reaches
+      // The line in which they begin came with the rows before.
+      at_ = static_cast<const char*>(a.data) + k_begin * stride + row * size + 63;
+      Set(stride, k, kPairOfLines, CeilDiv(rows * size, kPairOfLines));
+    } else {
+      at_ = static_cast<const char*>(a.data) + row * stride + k_begin * size;
+      Set(kPairOfLines, CeilDiv(k * size, kPairOfLines), stride, rows);
+    }
+  }
+
+  // At most `count` more of the lines.
+  Lines Next(int64_t count) {
+    if (line_ == lines_) {
+      line_ = 0;
+      at_ += run_stride_;
+      --runs_;
+    }
+    if (runs_ <= 0) return {};
+    const Lines next = {at_ + line_ * stride_, stride_, Smaller(count, lines_ - line_)};
+    line_ += next.count;
+    return next;
+  }
+
+ private:
+  // `runs` of `lines` pairs.
+  void Set(int64_t stride, int64_t lines, int64_t run_stride, int64_t runs) {
+    stride_ = stride;
+    run_stride_ = run_stride;
+    const bool one = run_stride == lines * stride;
+    lines_ = one ? lines * runs : lines;
+    runs_ = one ? 1 : runs;
+  }
+
+  const char* at_ = nullptr;  // the run at hand
+  int64_t stride_ = 0, lines_ = 0, run_stride_ = 0, runs_ = 0;
+  int64_t line_ = 0;  // of the run at hand
+};
+
 // One block of k for rows [row, row + rows) and columns [col, col + cols) of C.
 struct BlockArgs {
   const GemmArgs* gemm = nullptr;
@@ -120,6 +165,8 @@ struct BlockArgs {
   float* partial = nullptr;  // where partial chains rest, at (row, col); null: in C
   int64_t partial_ld = 0;
   bool first = false, last = false;  // of the blocks of k
+  RowsToPack next;              // of A
+  RowsToPack* later = nullptr;  // what has its turn when nothing else is left, or null
 };
 
 void RunBlock(const BlockArgs& block) {
@@ -128,9 +175,12 @@ void RunBlock(const BlockArgs& block) {
   const int64_t a_steps = WordSteps(block.method->word_a, block.k);
   const bool c_is_float = args.c_dtype == DType::kF32;
   const bool finish = block.last && (!c_is_float || HasEpilogue(args));
+  const bool plain = args.epilogue == GemmEpilogue::kNone && args.pre_activation == nullptr;
   const bool in_c = block.partial == nullptr;
   float* const c = c_is_float ? static_cast<float*>(args.c) : nullptr;
   alignas(64) float tile[kMR * kNR];
+  const int64_t requests = RequestsOfTile(a_steps);
+  RowsToPack next = block.next;
 
   // Which rows of memory the next tile loads or stores.
   const bool touches_c = in_c || block.last;
@@ -156,24 +206,31 @@ void RunBlock(const BlockArgs& block) {
       const TileFunction run = tiles.tiles[rows][cols > kLanes ? 2 : 1];
       Ahead ahead;
       const bool last_col = j + kNR >= block.cols;
-      ahead.c = c_start + (last_col ? i + kMR : i) * c_stride + (last_col ? 0 : j + kNR) * c_bytes;
-      ahead.c_stride = c_stride;
-      // Half a sliver of A a tile: two lines asked for in each chunk of steps.
-      const int64_t a_offset = (j - start) / kNR * (a_steps / kRequestSteps) * 64;
-      if (a_offset < a_bytes) {
-        ahead.a = next_a + a_offset;
-        ahead.a_stride = 64;
-      } else {
-        ahead.a = reinterpret_cast<const char*>(a);
-      }
+      ahead.c.at =
+          c_start + (last_col ? i + kMR : i) * c_stride + (last_col ? 0 : j + kNR) * c_bytes;
+      ahead.c.stride = c_stride;
+      const int64_t asked = (j - start) / kNR * requests * kPairOfLines;  // bytes
+      if (asked < a_bytes) ahead.a = {next_a + asked, kPairOfLines, requests};
+      else ahead.a = next.Next(requests);
+      if (ahead.a.count == 0 && block.later != nullptr) ahead.a = block.later->Next(requests);
+      if (ahead.a.count == 0) ahead.a.at = reinterpret_cast<const char*>(a);
       // The chain continues from C (in `accumulate`, or where it rests there) or from `partial`.
       float* rest = in_c ? (c == nullptr ? nullptr : c + row * args.ldc + col)
                          : block.partial + i * block.partial_ld + j;
       const int64_t rest_ld = in_c ? args.ldc : block.partial_ld;
       const bool load = !block.first || args.accumulate;
       const bool whole = cols == kNR || cols == kLanes;
+      TileEnds ends = {load ? rest : nullptr, rest_ld, rest, rest_ld, nullptr};
       if (!finish && (whole || !in_c)) {
-        run(block.k, a, b, rest, rest_ld, load, ahead);
+        run(block.k, a, b, ends, ahead);
+        continue;
+      }
+      if (finish && plain && cols == kNR) {
+        const int64_t at = row * args.ldc + col;
+        ends.to = static_cast<char*>(args.c) + at * DTypeBytes(args.c_dtype);
+        ends.to_ld = args.ldc;
+        if (args.bias != nullptr) ends.bias = args.bias + col;
+        (c_is_float ? run : tiles.rounded[rows])(block.k, a, b, ends, ahead);
         continue;
       }
       if (load) {
@@ -181,8 +238,12 @@ void RunBlock(const BlockArgs& block) {
           for (int64_t x = 0; x < cols; ++x) tile[r * kNR + x] = rest[r * rest_ld + x];
           for (int64_t x = cols; x < kNR; ++x) tile[r * kNR + x] = 0;
         }
+        ends.from = tile;
+        ends.from_ld = kNR;
       }
-      run(block.k, a, b, tile, kNR, load, ahead);
+      ends.to = tile;
+      ends.to_ld = kNR;
+      run(block.k, a, b, ends, ahead);
       if (finish) {
         FinishTile(args, tile, kNR, row, rows, col, cols);
       } else {
@@ -265,8 +326,9 @@ Blocking ChooseBlocking(const GemmArgs& args, const Method& method, const Rectan
   return blocking;
 }
 
+// Asks for `later`, which may be null, on the way.
 void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& part,
-                  void* workspace) {
+                  void* workspace, RowsToPack* later = nullptr) {
   uint32_t* const buffer_a = static_cast<uint32_t*>(workspace);
   uint32_t* const buffer_b = buffer_a + kWordsA + kSlack;
   float* const partial = reinterpret_cast<float*>(buffer_b + kWordsB + kSlack);
@@ -281,6 +343,7 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
       for (int64_t b = 0; b < blocking.blocks_k; ++b) {
         const int64_t k_begin = Smaller(args.k, b * blocking.block_k);
         BlockArgs block;
+        block.later = later;
         block.gemm = &args;
         block.method = &method;
         block.k = Smaller(blocking.block_k, args.k - k_begin);
@@ -318,6 +381,10 @@ void RunRectangle(const GemmArgs& args, const Method& method, const Rectangle& p
             }
             block.a = a;
             if (use_partial) block.partial = partial + g * partial_ld + jj;
+            if (blocking.packing == Blocking::kGroups) {
+              const int64_t next = block.row + block.rows;
+              block.next = RowsToPack(args.a, next, Smaller(group, args.m - next), k_begin, block.k);
+            }
             RunBlock(block);
           }
         }
@@ -415,6 +482,8 @@ bool ChooseDeal(const GemmArgs& args, int threads, Deal* deal) {
   const int64_t wanted = int64_t{8} * kLeastSlivers * threads;  // items
   const int64_t most = Larger(1, deal->col_slivers / kGroupSlivers);
   deal->groups = Smaller(most, CeilDiv(wanted, deal->row_slivers));
+  // Where B is the larger operand each thread has columns of its own, as long as that makes wide groups.
+  if (args.n > args.m) deal->groups = Larger(deal->groups, Smaller(most / 2, threads));
   const int64_t items = deal->row_slivers * deal->groups;
   if (items < 2 * kLeastSlivers * threads) return false;
   deal->phase_k = args.k;
@@ -445,7 +514,7 @@ int64_t ColumnShare(const GemmArgs& args, int threads) {
 
 // The items [begin, end) of a deal: ranges of rows in one or several groups of columns.
 void RunItems(const GemmArgs& args, const Method& method, const Deal& deal, int64_t begin,
-              int64_t end, void* workspace) {
+              int64_t end, RowsToPack later, void* workspace) {
   while (begin < end) {
     const int64_t group = begin / deal.row_slivers, first = begin % deal.row_slivers;
     const int64_t last = Smaller(deal.row_slivers, first + end - begin);
@@ -454,7 +523,7 @@ void RunItems(const GemmArgs& args, const Method& method, const Deal& deal, int6
         Smaller(args.n, deal.col_slivers * (group + 1) / deal.groups * kNR);
     const int64_t row_end = Smaller(args.m, last * kMR);
     RunRectangle(args, method,
-                 Rectangle{first * kMR, row_end - first * kMR, col, col_end - col}, workspace);
+                 Rectangle{first * kMR, row_end - first * kMR, col, col_end - col}, workspace, &later);
     begin += last - first;
   }
 }
@@ -489,9 +558,21 @@ void RunDeal(const GemmArgs& args, const Deal& deal, void* workspace, ThreadPool
       }
     }
     const Method method = ChooseMethod(phase, args.m / pool.num_threads());
-    pool.RunShares(items, deal.least, [&](int thread, int64_t begin, int64_t end) {
-      RunItems(phase, method, deal, begin, end, ThreadWorkspace(workspace, thread));
-    });
+    const int64_t rest = Smaller(args.k - k - phase.k, deal.phase_k);
+    // The thread that packed a group of columns has them in its caches.
+    const int64_t least_moved = deal.groups > 1 ? 2 * deal.least : 1;
+    const auto run = [&](int thread, int64_t begin, int64_t end) {
+      // Each part asks for its columns of the B that is packed next, where B is most of the operands.
+      RowsToPack later;
+      if (args.packed_b == nullptr && rest > 0 && args.n > args.m) {
+        MatrixRef columns = args.b;
+        columns.transposed = !args.b.transposed;
+        const int64_t col = args.n * begin / items, col_end = args.n * end / items;
+        later = RowsToPack(columns, col, col_end - col, k + phase.k, rest);
+      }
+      RunItems(phase, method, deal, begin, end, later, ThreadWorkspace(workspace, thread));
+    };
+    pool.RunShares(items, deal.least, run, least_moved);
   }
 }
 
@@ -600,14 +681,15 @@ void PackWhole(const MatrixRef& b, int64_t k, int64_t n, DType storage, Compute 
   uint32_t* words = reinterpret_cast<uint32_t*>(header + 1);
   const int64_t sliver_words = WordSteps(word, k) * kNR;
   const int64_t col_slivers = CeilDiv(n, kNR), blocks_k = Larger(1, CeilDiv(k, kBlockWords));
-  pool.ParallelFor(col_slivers * blocks_k, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t block = begin / col_slivers, first = begin % col_slivers;
-      const int64_t last = Smaller(col_slivers, first + end - begin);
-      const int64_t col = first * kNR, step = block * kBlockWords;
+  // Column by column, so that a thread packs those that it multiplies where a deal has groups of them.
+  const int64_t together =
+      Smaller(kSliversTogether, Larger(1, col_slivers / (4 * pool.num_threads())));
+  pool.ParallelFor(CeilDiv(col_slivers, together) * blocks_k, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item / blocks_k * together, step = item % blocks_k * kBlockWords;
+      const int64_t last = Smaller(col_slivers, first + together), col = first * kNR;
       PackBBlock(b, n, col, Smaller(n, last * kNR) - col, step, Smaller(kBlockWords, k - step), word,
                  sliver_words, words + first * sliver_words + WordSteps(word, step) * kNR);
-      begin += last - first;
     }
   });
 }

@@ -9,7 +9,10 @@
 // Every kernel continues one chain of multiply-adds per element of C in increasing k.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/bf16_dot.h"
+#include "kernels/cpu/many.h"
 #include "kernels/cpu/register_block.h"
 
 namespace tessera::kernels::TESSERA_ISA {
@@ -88,57 +91,89 @@ struct Tile {
       for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
     }
   }
-  TESSERA_INLINE void Store(float* c, int64_t ldc) const {
+  // `bias` may be null.
+  template <class Out>
+  TESSERA_INLINE void Store(const float* bias, Out* c, int64_t ldc) {
+    if (bias != nullptr) {
+      F32 terms[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) terms[v] = TESSERA_ISA::Load(bias + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = acc[i][v] + terms[v];
+      }
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) TESSERA_ISA::Store(c + i * ldc + v * kLanes, acc[i][v]);
+      Many<kVectors> row;
+      Each<kVectors>(TESSERA_EACH(v) { row.v[v] = acc[i][v]; });
+      TESSERA_ISA::Store(c + i * ldc, row, Several<kVectors>{});
     }
   }
 };
 
+// Where a tile's chains begin and its sums go.
+struct TileEnds {
+  const float* from = nullptr;  // [rows][from_ld]; null: they begin with 0
+  int64_t from_ld = 0;
+  void* to = nullptr;  // [rows][to_ld]
+  int64_t to_ld = 0;
+  const float* bias = nullptr;  // added to the sums of each row, or null
+};
+
+// `count` pairs of lines of 64 bytes, `stride` bytes from pair to pair.
+struct Lines {
+  const char* at = nullptr;
+  int64_t stride = 0;
+  int64_t count = 0;
+};
+inline constexpr int64_t kPairOfLines = 128;
+
 // What a tile asks the caches for while it multiplies: the lines of the next tile of C first, then
-// lines of the next sliver of A. Both would else be waited for when the next tile starts.
+// those of A that are wanted soon. Both would else be waited for when their turn comes.
 struct Ahead {
-  const char* c = nullptr;
-  int64_t c_stride = 0;  // bytes from row to row
-  const char* a = nullptr;
-  int64_t a_stride = 0;  // bytes from one line to the next; 0 asks for nothing new
+  Lines c;  // a row of the tile each, as many as it has
+  Lines a;
 };
 
 inline constexpr int kRequestSteps = 4;  // steps between two requests
+
+// Requests for lines of A that a tile of kMR rows makes.
+constexpr int64_t RequestsOfTile(int64_t steps) {
+  const int64_t chunks = steps / kRequestSteps;
+  return chunks < kMR ? 0 : chunks - kMR;
+}
 
 // Calls step() `steps` times, with the requests of `ahead` between.
 template <int kRows, class Step>
 TESSERA_INLINE void RunSteps(int64_t steps, const Ahead& ahead, Step&& step) {
   int64_t chunks = steps / kRequestSteps;
-  int64_t until = chunks < kRows ? chunks : kRows;
-  const char* line = ahead.c;
-  int64_t stride = ahead.c_stride;
-  while (true) {
-    for (int64_t i = 0; i < until; ++i) {
-      __builtin_prefetch(line);
-      if (kNR * 4 > 64) __builtin_prefetch(line + 64);  // the rest of a row of C
-      line += stride;
+  const auto run = [&](auto writes, const Lines& lines) __attribute__((always_inline)) {
+    const int64_t count = chunks < lines.count ? chunks : lines.count;
+    const char* at = lines.at;
+    for (int64_t i = 0; i < count; ++i) {
+      __builtin_prefetch(at, decltype(writes)::value);
+      if (kNR * 4 > 64) __builtin_prefetch(at + 64, decltype(writes)::value);
+      at += lines.stride;
 #pragma GCC unroll 4
       for (int s = 0; s < kRequestSteps; ++s) step();
     }
-    chunks -= until;
-    if (chunks == 0) break;
-    until = chunks;
-    line = ahead.a;
-    stride = ahead.a_stride;
-  }
+    chunks -= count;
+  };
+  run(std::true_type(), {ahead.c.at, ahead.c.stride, kRows});
+  run(std::false_type(), ahead.a);
+  run(std::false_type(), {ahead.a.at, 0, chunks});
   for (int64_t i = 0; i < steps % kRequestSteps; ++i) step();
 }
 
-// c[kRows][kVectors * kLanes] = (load ? c : 0) + A B over k steps.
-template <int kRows, int kVectors, Multiplier kMul>
-void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, int64_t ldc,
-             bool load, const Ahead& ahead) {
+// to[kRows][kVectors * kLanes] = from + A B + bias over k steps, as Out.
+template <int kRows, int kVectors, Multiplier kMul, class Out>
+void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, const TileEnds& ends,
+             const Ahead& ahead) {
   Tile<kRows, kVectors> tile;
-  if (load) {
-    tile.Load(c, ldc);
+  if (ends.from != nullptr) {
+    tile.Load(ends.from, ends.from_ld);
   } else {
     tile.Clear();
   }
@@ -193,21 +228,23 @@ void RunTile(int64_t k, const void* a_sliver, const void* b_sliver, float* c, in
       }
     }
   }
-  tile.Store(c, ldc);
+  tile.Store(ends.bias, static_cast<Out*>(ends.to), ends.to_ld);
 }
 
-using TileFunction = void (*)(int64_t k, const void* a_sliver, const void* b_sliver, float* c,
-                              int64_t ldc, bool load, const Ahead& ahead);
+using TileFunction = void (*)(int64_t k, const void* a_sliver, const void* b_sliver,
+                              const TileEnds& ends, const Ahead& ahead);
 
 // The kernels of one multiplier for 1..kMR rows and 1..kNV vectors.
 struct TileTable {
   TileFunction tiles[kMR + 1][kNV + 1];
+  TileFunction rounded[kMR + 1];  // kNV vectors, stored as bf16
 };
 
 template <Multiplier kMul, int kRows>
 constexpr void AddTiles(TileTable& table) {
-  table.tiles[kRows][1] = RunTile<kRows, 1, kMul>;
-  table.tiles[kRows][2] = RunTile<kRows, 2, kMul>;
+  table.tiles[kRows][1] = RunTile<kRows, 1, kMul, float>;
+  table.tiles[kRows][2] = RunTile<kRows, 2, kMul, float>;
+  table.rounded[kRows] = RunTile<kRows, kNV, kMul, bf16>;
   if constexpr (kRows > 1) AddTiles<kMul, kRows - 1>(table);
 }
 
