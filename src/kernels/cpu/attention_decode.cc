@@ -114,46 +114,58 @@ void Decode(const AttentionDecodeArgs& args, void* workspace, ThreadPool& pool) 
     return CarveOnline(&carver, p.padded, false);
   };
 
-  const int64_t pieces = split ? plan.splits : plan.blocks;
+  const int64_t pieces = split ? plan.splits : plan.blocks, items = plan.units * pieces;
+  const auto piece_of = [&](int64_t item) { return pieces - 1 - item % pieces; };
+  const auto attend = [&](const OnlineScratch& scratch, int64_t item) {
+    const int64_t piece = piece_of(item);
+    const Unit<T> unit = MakeUnit<T>(args, p, item / pieces);
+    int64_t tiles = 0;
+    const int64_t first = split ? 0 : piece * plan.tiles * kTile;
+    const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
+    const int64_t key_begin = split ? piece * kSplitKeys : 0;
+    const int64_t key_end = split ? MinOf(unit.keys, key_begin + kSplitKeys) : unit.keys;
+    if (key_begin >= key_end) return;
+    CountItem(item, static_cast<double>((end - first) * (key_end - key_begin)));
+#if !defined(TESSERA_TILES)
+    if (p.rows <= kFewRows) {
+      // The item that this thread takes next, where all are equally fast.
+      const T* next = nullptr;
+      const int64_t following = item + pool.num_threads();
+      if (following < items && p.shape.window == 0) {
+        const Unit<T> after = MakeUnit<T>(args, p, following / pieces);
+        const int64_t key = piece_of(following) * kSplitKeys;
+        if (key + kTile <= after.keys) next = after.kv.k + key * after.kv.stride;
+      }
+      tiles = 1;
+      BeginRows(p, unit.sequence, unit.kv_head, p.rows, unit.q, &scratch.tiles[0]);
+      AttendRows(p, unit.kv, key_begin, key_end, next, scratch, &scratch.tiles[0]);
+    } else
+#endif
+    {
+      for (int64_t row = first; row < end; row += kTile, ++tiles) {
+        BeginTile<kWord>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
+                         unit.q, scratch.keys, &scratch.tiles[tiles]);
+      }
+      AttendBlock<kWord>(p, unit.kv, key_begin, key_end, scratch, tiles,
+                         (const GroupRows<T>*)nullptr);
+    }
+    if (!split || unit.keys <= kSplitKeys) {
+      for (int64_t i = 0; i < tiles; ++i) EndTile(p, scratch.tiles[i], unit.out);
+      return;
+    }
+    const QueryTile& tile = scratch.tiles[0];
+    float* partial = partials + (item / pieces * plan.splits + piece) * plan.partial;
+    float* state = partial + p.rows * p.padded;
+    std::memcpy(partial, tile.out, (size_t)(p.rows * p.padded) * 4);
+    std::memcpy(state, tile.max, (size_t)p.rows * 4);
+    std::memcpy(state + p.rows, tile.sum, (size_t)p.rows * 4);
+  };
   int64_t next = 0;
   pool.Run([&](int thread) {
     const AttentionScope scope;
     const OnlineScratch scratch = scratch_of(thread);
-    for (int64_t item = TakeItem(&next); item < plan.units * pieces; item = TakeItem(&next)) {
-      const int64_t piece = pieces - 1 - item % pieces;
-      const Unit<T> unit = MakeUnit<T>(args, p, item / pieces);
-      int64_t tiles = 0;
-      const int64_t first = split ? 0 : piece * plan.tiles * kTile;
-      const int64_t end = MinOf(p.rows, first + plan.tiles * kTile);
-      const int64_t key_begin = split ? piece * kSplitKeys : 0;
-      const int64_t key_end = split ? MinOf(unit.keys, key_begin + kSplitKeys) : unit.keys;
-      if (key_begin >= key_end) continue;
-      CountItem(item, static_cast<double>((end - first) * (key_end - key_begin)));
-#if !defined(TESSERA_TILES)
-      if (p.rows <= kFewRows) {
-        tiles = 1;
-        BeginRows(p, unit.sequence, unit.kv_head, p.rows, unit.q, &scratch.tiles[0]);
-        AttendRows(p, unit.kv, key_begin, key_end, scratch, &scratch.tiles[0]);
-      } else
-#endif
-      {
-        for (int64_t row = first; row < end; row += kTile, ++tiles) {
-          BeginTile<kWord>(p, unit.sequence, unit.kv_head, row, MinOf(kTile, end - row),
-                           unit.q, scratch.keys, &scratch.tiles[tiles]);
-        }
-        AttendBlock<kWord>(p, unit.kv, key_begin, key_end, scratch, tiles,
-                           (const GroupRows<T>*)nullptr);
-      }
-      if (!split || unit.keys <= kSplitKeys) {
-        for (int64_t i = 0; i < tiles; ++i) EndTile(p, scratch.tiles[i], unit.out);
-        continue;
-      }
-      const QueryTile& tile = scratch.tiles[0];
-      float* partial = partials + (item / pieces * plan.splits + piece) * plan.partial;
-      float* state = partial + p.rows * p.padded;
-      std::memcpy(partial, tile.out, (size_t)(p.rows * p.padded) * 4);
-      std::memcpy(state, tile.max, (size_t)p.rows * 4);
-      std::memcpy(state + p.rows, tile.sum, (size_t)p.rows * 4);
+    for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
+      attend(scratch, item);
     }
   });
   if (!split || plan.splits == 1) return;

@@ -130,18 +130,24 @@ TESSERA_INLINE void AttendRowsTile(const Problem& p, const T* k, const T* v, int
   }
 }
 
-// Attends the rows of a group to keys [key_begin, key_end) as far as they see them.
+// Attends the rows of a group to keys [key_begin, key_end) as far as they see them. `next` are the first
+// keys of the work item that comes after, or null.
 template <class T>
 TESSERA_INLINE void AttendRows(const Problem& p, const KeyValues<T>& kv, int64_t key_begin,
-                               int64_t key_end, const OnlineScratch& scratch, QueryTile* tile) {
+                               int64_t key_end, const T* next, const OnlineScratch& scratch,
+                               QueryTile* tile) {
   const int64_t size = p.shape.head_size, stride = kv.stride;
   const int64_t first = MaxOf(tile->rows.min_lo / kTile * kTile, key_begin);
   const int64_t end = MinOf(tile->rows.max_hi, key_end);
+  // Into L2, which has more lines on their way from memory than L1 can.
   const auto ask_rows = [&](const T* rows, int64_t from, int64_t to) TESSERA_INLINE_LAMBDA {
-    for (int64_t key = from; key < MinOf(to, end); ++key) PrefetchRow(rows + key * stride, size);
+    for (int64_t key = from; key < to; ++key) {
+      const T* row = rows + key * stride;
+      for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d, 0, 2);
+    }
   };
   const bool widened = sizeof(T) < 4 && tile->rows.count > 1;  // once for all rows
-  if (!widened) ask_rows(kv.k, first, first + kTile);
+  if (!widened) ask_rows(kv.k, first, MinOf(first + kTile, end));
   for (int64_t begin = first; begin < end; begin += kTile) {
     const int64_t n = MinOf(kTile, end - begin);
     const T *k = kv.k + begin * stride, *v = kv.v + begin * stride;
@@ -151,11 +157,14 @@ TESSERA_INLINE void AttendRows(const Problem& p, const KeyValues<T>& kv, int64_t
       AttendRowsTile(p, scratch.keys, scratch.values, p.padded, begin, n, scratch.scores, tile,
                      [](int64_t, int64_t) {});
     } else {  // the tile's values are used after its keys, and then the next keys
+      const bool last = begin + kTile >= end;
+      const T* keys_after = last ? next : k + kTile * stride;
+      const int64_t after = last ? kTile : MinOf(kTile, end - begin - kTile);
       AttendRowsTile(p, k, v, stride, begin, n, scratch.scores, tile,
                      [&](int64_t row, int64_t i) TESSERA_INLINE_LAMBDA {
                        if (row > 0) return;  // the first has asked
-                       ask_rows(kv.v, begin + i, begin + i + kLanes);
-                       ask_rows(kv.k, begin + kTile + i, begin + kTile + i + kLanes);
+                       ask_rows(v, i, MinOf(i + kLanes, n));
+                       if (keys_after != nullptr) ask_rows(keys_after, i, MinOf(i + kLanes, after));
                      });
     }
   }

@@ -12,6 +12,11 @@ inline constexpr int64_t kSmallWordsA = int64_t{1} << 19;  // fp32 copy of A
 inline constexpr int64_t kSmallWordsC = 4096;              // sums of one chunk of columns
 inline constexpr int64_t kSmallWords = kSmallWordsA + kSmallRows * kLanes + kSmallWordsC;
 
+inline bool MultipliesPairs(const GemmArgs& args) {
+  return kHasBf16Dot && args.compute == Compute::kBf16 && args.a.dtype == DType::kBf16 &&
+         args.b.dtype == DType::kBf16;
+}
+
 // B as [k, n] keeps the chain over k, so it serves every product in fp32; the dot products of B as
 // [n, k] sum by lanes, and pairs of bf16 are not followed here.
 inline bool TakesSmallPath(const GemmArgs& args) {
@@ -19,9 +24,7 @@ inline bool TakesSmallPath(const GemmArgs& args) {
   if (args.row_sums != nullptr) return false;  // A is not packed here
   if (args.m * args.k > kSmallWordsA) return false;
   if (!args.exact_chain) return true;
-  const bool pairs = kHasBf16Dot && args.compute == Compute::kBf16 &&
-                     args.a.dtype == DType::kBf16 && args.b.dtype == DType::kBf16;
-  return !args.b.transposed && !pairs;
+  return !args.b.transposed && !MultipliesPairs(args);
 }
 
 // Columns that a thread takes together.
@@ -51,21 +54,61 @@ inline void CopyRowOfA(const MatrixRef& a, int64_t row, int64_t k, float* out) {
   }
 }
 
+// The same of a bf16 A as it is, zero from k up to whole vectors of pairs.
+inline void CopyPairsOfA(const MatrixRef& a, int64_t row, int64_t k, bf16* out) {
+  const bf16* in = static_cast<const bf16*>(a.data);
+  for (int64_t i = 0; a.transposed && i < k; ++i) out[i] = in[i * a.ld + row];
+  if (!a.transposed) std::memcpy(out, in + row * a.ld, static_cast<size_t>(k) * sizeof(bf16));
+  const int64_t end = RoundUp(k, 2 * kLanes);
+  std::memset(out + k, 0, static_cast<size_t>(end - k) * sizeof(bf16));
+}
+
+// What dot products are made of: floats of A with any B, or pairs of bf16 of both.
+template <Word kWord>
+struct DotSteps;
+
+template <>
+struct DotSteps<Word::kFloat> {
+  using A = float;
+  static constexpr int64_t kSteps = kLanes;  // of a vector
+  template <class In>
+  TESSERA_INLINE static F32 Take(const In* b) { return Load(b); }
+  template <class In>
+  TESSERA_INLINE static F32 TakePartial(const In* b, int64_t n) { return LoadPartial(b, n); }
+  TESSERA_INLINE static F32 Add(const float* a, F32 b, F32 sum) { return Fma(Load(a), b, sum); }
+};
+
+template <>
+struct DotSteps<Word::kPair> {
+  using A = bf16;
+  static constexpr int64_t kSteps = 2 * kLanes;
+  TESSERA_INLINE static U32 Take(const bf16* b) { return LoadWords(b); }
+  TESSERA_INLINE static U32 TakePartial(const bf16* b, int64_t n) {
+    bf16 padded[kSteps] = {};
+    std::memcpy(padded, b, static_cast<size_t>(n) * sizeof(bf16));
+    return LoadWords(padded);
+  }
+  TESSERA_INLINE static F32 Add(const bf16* a, U32 b, F32 sum) {
+    return DotPairs(sum, LoadWords(a), b);
+  }
+};
+
 // sums[kRows][1] of dot products with one column over [0, k): lanes of four chains in fixed places,
-// one tree at the end. a: [kRows][ld_a] floats, zero from k up to whole vectors.
-template <int kRows, class In>
-TESSERA_INLINE void DotColumn(const float* a, int64_t ld_a, const In* b, int64_t k, float* sums,
-                              int64_t ld_sums) {
+// one tree at the end. a: [kRows][ld_a], zero from k up to whole vectors.
+template <int kRows, Word kWord, class In>
+TESSERA_INLINE void DotColumn(const typename DotSteps<kWord>::A* a, int64_t ld_a, const In* b,
+                              int64_t k, float* sums, int64_t ld_sums) {
+  using Steps = DotSteps<kWord>;
   constexpr int kChains = 4;
-  constexpr int64_t kBlock = kChains * kLanes;
+  constexpr int64_t kSteps = Steps::kSteps, kBlock = kChains * kSteps;
   // Columns follow one another.
   constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(In));
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
   F32 acc[kRows][kChains] = {};
-  const auto add = [&](F32 vector, int64_t step, int chain) {
+  const auto add = [&](auto vector, int64_t step, int chain) TESSERA_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      acc[r][chain] = Fma(Load(a + r * ld_a + step), vector, acc[r][chain]);
+      acc[r][chain] = Steps::Add(a + r * ld_a + step, vector, acc[r][chain]);
     }
   };
   int64_t step = 0;
@@ -75,14 +118,14 @@ TESSERA_INLINE void DotColumn(const float* a, int64_t ld_a, const In* b, int64_t
       __builtin_prefetch(b + step + kAhead + line, 0, 2);
     }
 #pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) add(Load(b + step + c * kLanes), step + c * kLanes, c);
+    for (int c = 0; c < kChains; ++c) add(Steps::Take(b + step + c * kSteps), step + c * kSteps, c);
   }
 #pragma GCC unroll 4
-  for (int c = 0; c < kChains; ++c, step += kLanes) {
-    if (step + kLanes <= k) {
-      add(Load(b + step), step, c);
+  for (int c = 0; c < kChains; ++c, step += kSteps) {
+    if (step + kSteps <= k) {
+      add(Steps::Take(b + step), step, c);
     } else if (step < k) {
-      add(LoadPartial(b + step, k - step), step, c);
+      add(Steps::TakePartial(b + step, k - step), step, c);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -91,17 +134,17 @@ TESSERA_INLINE void DotColumn(const float* a, int64_t ld_a, const In* b, int64_t
 }
 
 // Columns one after the other, as they lie in memory: it is read in order.
-template <int kRows, class In>
-void DotChunk(const float* a, int64_t ld_a, const In* b, int64_t ld_b, int64_t k, int64_t cols,
-              float* sums, int64_t ld_sums) {
+template <int kRows, Word kWord, class In>
+void DotChunk(const typename DotSteps<kWord>::A* a, int64_t ld_a, const In* b, int64_t ld_b,
+              int64_t k, int64_t cols, float* sums, int64_t ld_sums) {
   // Rows whose chains the registers hold; the others find the column in the nearest cache.
   constexpr int kTogether = kLanes >= 16 || kRows <= 2 ? kRows : 2;
   for (int64_t col = 0; col < cols; ++col) {
     const In* column = b + col * ld_b;
-    DotColumn<kTogether>(a, ld_a, column, k, sums + col, ld_sums);
+    DotColumn<kTogether, kWord>(a, ld_a, column, k, sums + col, ld_sums);
     if constexpr (kTogether < kRows) {
-      DotColumn<kRows - kTogether>(a + kTogether * ld_a, ld_a, column, k,
-                                   sums + kTogether * ld_sums + col, ld_sums);
+      DotColumn<kRows - kTogether, kWord>(a + kTogether * ld_a, ld_a, column, k,
+                                          sums + kTogether * ld_sums + col, ld_sums);
     }
   }
 }
@@ -146,15 +189,33 @@ void ChainChunk(const float* a, const In* b, int64_t ld_b, int64_t k, int64_t co
   }
 }
 
+// Dot products with columns [col, col + cols) of B^T, whose A is copied already.
+template <int kRows, class In>
+void DotColumns(const GemmArgs& args, const float* a, int64_t col, int64_t cols, float* sums,
+                int64_t ld_sums) {
+  const In* b = static_cast<const In*>(args.b.data) + col * args.b.ld;
+  if constexpr (kHasBf16Dot && sizeof(In) == 2) {
+    if (MultipliesPairs(args)) {
+      DotChunk<kRows, Word::kPair>(reinterpret_cast<const bf16*>(a), RoundUp(args.k, 2 * kLanes), b,
+                                   args.b.ld, args.k, cols, sums, ld_sums);
+      return;
+    }
+  }
+  DotChunk<kRows, Word::kFloat>(a, RoundUp(args.k, kLanes), b, args.b.ld, args.k, cols, sums,
+                                ld_sums);
+}
+
 template <int kRows, class In>
 void RunSmallRows(const GemmArgs& args, int64_t begin, int64_t end, float* workspace) {
   float* const a = workspace;
   float* const sums = workspace + kSmallWordsA + kSmallRows * kLanes;
   const bool dots = args.b.transposed;
-  const int64_t ld_a = RoundUp(args.k, kLanes);
   for (int r = 0; r < kRows; ++r) {
-    if (dots) {
-      CopyRowOfA(args.a, r, args.k, a + r * ld_a);
+    if (dots && MultipliesPairs(args)) {
+      const int64_t ld = RoundUp(args.k, 2 * kLanes);
+      CopyPairsOfA(args.a, r, args.k, reinterpret_cast<bf16*>(a) + r * ld);
+    } else if (dots) {
+      CopyRowOfA(args.a, r, args.k, a + r * RoundUp(args.k, kLanes));
     } else {
       for (int64_t k = 0; k < args.k; ++k) a[k * kRows + r] = ElementOfA(args.a, r, k);
     }
@@ -165,7 +226,7 @@ void RunSmallRows(const GemmArgs& args, int64_t begin, int64_t end, float* works
   for (int64_t col = begin; col < end; col += kChunk) {
     const int64_t cols = Smaller(kChunk, end - col);
     if (dots) {
-      DotChunk<kRows>(a, ld_a, b + col * args.b.ld, args.b.ld, args.k, cols, sums, kChunk);
+      DotColumns<kRows, In>(args, a, col, cols, sums, kChunk);
       if (args.accumulate) {
         for (int r = 0; r < kRows; ++r) {
           for (int64_t x = 0; x < cols; ++x) sums[r * kChunk + x] += c[r * args.ldc + col + x];
