@@ -8,7 +8,7 @@
 namespace tessera::kernels::TESSERA_ISA {
 
 inline constexpr int64_t kSmallRows = 4;
-inline constexpr int64_t kSmallWordsA = int64_t{1} << 19;  // fp32 copy of A
+inline constexpr int64_t kSmallWordsA = int64_t{1} << 19;  // A in floats, or in pairs
 inline constexpr int64_t kSmallWordsC = 4096;              // sums of one chunk of columns
 inline constexpr int64_t kSmallWords = kSmallWordsA + kSmallRows * kLanes + kSmallWordsC;
 
