@@ -12,6 +12,7 @@ inline constexpr int64_t kSmallWordsA = int64_t{1} << 19;  // A in floats, or in
 inline constexpr int64_t kSmallWordsC = 4096;              // sums of one chunk of columns
 inline constexpr int64_t kSmallWords = kSmallWordsA + kSmallRows * kLanes + kSmallWordsC;
 
+// Whether the multiplier takes pairs of bf16 of both operands.
 inline bool MultipliesPairs(const GemmArgs& args) {
   return kHasBf16Dot && args.compute == Compute::kBf16 && args.a.dtype == DType::kBf16 &&
          args.b.dtype == DType::kBf16;
