@@ -58,8 +58,11 @@ inline void CopyRowOfA(const MatrixRef& a, int64_t row, int64_t k, float* out) {
 // The same of a bf16 A as it is, zero from k up to whole vectors of pairs.
 inline void CopyPairsOfA(const MatrixRef& a, int64_t row, int64_t k, bf16* out) {
   const bf16* in = static_cast<const bf16*>(a.data);
-  for (int64_t i = 0; a.transposed && i < k; ++i) out[i] = in[i * a.ld + row];
-  if (!a.transposed) std::memcpy(out, in + row * a.ld, static_cast<size_t>(k) * sizeof(bf16));
+  if (a.transposed) {
+    for (int64_t i = 0; i < k; ++i) out[i] = in[i * a.ld + row];
+  } else {
+    std::memcpy(out, in + row * a.ld, static_cast<size_t>(k) * sizeof(bf16));
+  }
   const int64_t end = RoundUp(k, 2 * kLanes);
   std::memset(out + k, 0, static_cast<size_t>(end - k) * sizeof(bf16));
 }
