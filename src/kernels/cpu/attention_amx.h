@@ -46,6 +46,7 @@ inline void PackTransposed(const bf16* rows, int64_t stride, int64_t n, int64_t 
   for (int64_t r = 0; r < n; r += kDepthRows) {
     const int64_t count = MinOf(kDepthRows, n - r), ahead = MinOf(kDepthRows, n - r - count);
     const bf16* from = rows + r * stride;
+    KeepTilesAwake();
     for (int64_t i = 0; i < ahead; ++i) PrefetchRow(from + (kDepthRows + i) * stride, size);
     for (int64_t d = 0; d < size; d += kColumns) {
       uint32_t* to = (uint32_t*)(out + d * out_ld + r / 2);
@@ -64,6 +65,8 @@ inline void PackTransposed(const bf16* rows, int64_t stride, int64_t n, int64_t 
 #else
 
 inline void PackTransposed(const bf16*, int64_t, int64_t, int64_t, float*, int64_t) {}
+
+TESSERA_INLINE void KeepTilesAwake() {}
 
 struct AttentionScope {
   TESSERA_INLINE AttentionScope() {}

@@ -255,6 +255,7 @@ void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t 
   I32 lanes;
   for (int32_t i = 0; i < kLanes; ++i) lanes[i] = i;
   for (int64_t r = begin; r < end; r += 2) {
+    if ((r - begin) % 16 == 0) KeepTilesAwake();
     const float *p = s.p + r * kTile, *ds = s.ds + r * kTile;
     float *p_pairs = s.p + r / 2 * kTile, *ds_pairs = s.ds + r / 2 * kTile;
     Part minus_lse, minus_delta;
@@ -414,6 +415,7 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
       constexpr bool kEdge = decltype(edge_on)::kOn;
       for (int64_t r = 0; r < rows.count; ++r) {
+        if (r % 8 == 0) KeepTilesAwake();
         ScoreRow<kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
             problem, s, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n);
       }
@@ -499,6 +501,7 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
 
   const auto write_dq = [&](int64_t first, int64_t count) {
     for (int64_t r = 0; r < count; ++r) {
+      if (r % 8 == 0) KeepTilesAwake();
       UnpackRow(s.dq + r * p.padded, size, p.shape.scale, unit.dq.Row(first + r));
     }
   };
@@ -515,6 +518,7 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     float lse[kTile];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r;
+      if (r % 8 == 0) KeepTilesAwake();
       if (r + kRowsAhead < count) {
         PrefetchRow(unit.q.Row(row + kRowsAhead), size);
         PrefetchRow(unit.dout.Row(row + kRowsAhead), size);

@@ -56,6 +56,7 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
   };
   constexpr Several<kTogether> kPart;
   constexpr Several<1> kOne;
+  KeepTilesAwake();
   const F32 old = Load(tile->max + lane);
   Many<kTogether> most = old;
   int64_t k = from;
@@ -78,11 +79,14 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
 }
 
 // The same without bias and cap from raw products Q K^T (a positive q_scale is applied here), to rows
-// of pairs of keys rounded to bf16, all kTile / 2 of them: zeros where no key of [from, to) is.
+// of pairs of keys rounded to bf16, all kTile / 2 of them: zeros where no key of [from, to) is. The
+// pairs may be written over the scores.
 template <bool kEdge>
-TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane, float* scores,
-                                 int64_t begin, int64_t from, int64_t to) {
-  float* s = scores + lane;
+TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane,
+                                 const float* scores, float* probabilities, int64_t begin,
+                                 int64_t from, int64_t to) {
+  const float* s = scores + lane;
+  float* out = probabilities + lane;
   constexpr Several<kTogether> kPart;
   I32 lo = {}, hi = {};
   if constexpr (kEdge) {
@@ -106,6 +110,7 @@ TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane
     }
     return x;
   };
+  KeepTilesAwake();
   const F32 q_scale = Set(p.q_scale), old = Load(tile->max + lane);
   Many<kTogether> most = Set(-__builtin_inff());
   for (int64_t k = from; k < to; k += kTogether) most = Max(most, load(k));
@@ -116,13 +121,13 @@ TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane
   for (int64_t k = from; k < to; k += kTogether) {
     const auto x = Exp2(Fma(load(k), q_scale, minus_max));
     sums = sums + x;
-    float* pairs = s + k / 2 * kTile;
+    float* pairs = out + k / 2 * kTile;
     StoreWords(pairs, RoundToPairs(x.v[0], x.v[1]));
     StoreWords(pairs + kTile, RoundToPairs(x.v[2], x.v[3]));
   }
   if constexpr (kEdge) {
-    for (int64_t k = 0; k < from / 2; ++k) StoreWords(s + k * kTile, U32{});
-    for (int64_t k = to / 2; k < kTile / 2; ++k) StoreWords(s + k * kTile, U32{});
+    for (int64_t k = 0; k < from / 2; ++k) StoreWords(out + k * kTile, U32{});
+    for (int64_t k = to / 2; k < kTile / 2; ++k) StoreWords(out + k * kTile, U32{});
   }
   Store(tile->max + lane, max);
   Store(tile->scale + lane, scale);
@@ -150,12 +155,48 @@ TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t 
   }
 }
 
-// With tiles: `vectors` of queries of a tile's transposed sums, times `scale`, plus values times
-// probabilities over words [depth_begin, depth_end).
+// What one step of AttendPlainKeys works on: some queries of a tile and a key tile.
+struct Part {
+  const float* keys;
+  const float* values;
+  int64_t begin, n;            // keys
+  int64_t first, count;        // vectors of queries
+  bool edge;                   // some of these rows do not see some of these keys
+  bool empty;                  // the first keys that they meet
+  int64_t lane() const { return first * kLanes; }
+};
+
+// Scores of a part, transposed.
+void MultiplyKeys(const Problem& p, const OnlineScratch& scratch, const Part& part,
+                  const QueryTile& tile) {
+  const Product scores = {.a = part.keys,
+                          .lda = p.depth_stride,
+                          .b = tile.q + part.lane(),
+                          .ldb = kTile,
+                          .c = scratch.scores + part.lane(),
+                          .ldc = kTile};
+  MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(part.n, kTileRows), part.count * kLanes, 0,
+                                  p.depth_stride, scratch.requests);
+}
+
+void PlainSoftmaxOf(const Problem& p, const OnlineScratch& scratch, const Part& part,
+                    QueryTile* tile) {
+  for (int64_t v = part.first; v < part.first + part.count; ++v) {
+    const auto softmax = [&](auto edge) TESSERA_INLINE_LAMBDA {
+      PlainSoftmax<edge()>(p, tile, v * kLanes, scratch.scores, scratch.probabilities, part.begin,
+                           0, kTile);
+    };
+    if (part.edge) softmax(std::true_type{});
+    else softmax(std::false_type{});
+  }
+}
+
+// Transposed sums of queries, [padded, kTile] from out_t.c on, times `scale`, plus values times
+// probabilities over words [depth_begin, depth_end); the products alone for the first keys.
 void AddValues(const Problem& p, const Product& out_t, const float* scale, int64_t vectors,
-               int64_t depth_begin, int64_t depth_end, Requests* requests, const QueryTile& tile) {
+               int64_t depth_begin, int64_t depth_end, Requests* requests, bool empty) {
   const int64_t columns = vectors * kLanes;
-  if (tile.empty) {
+  if (empty) {
     MultiplyOnTiles<Update::kStore>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
     return;
   }
@@ -163,38 +204,56 @@ void AddValues(const Problem& p, const Product& out_t, const float* scale, int64
   MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
 }
 
-// Keys [begin, begin + n) without bias, cap and dropout, half of the queries at a time: what is
-// computed stays in L1.
-void AttendPlainTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
-                     bool edge, int64_t vectors, QueryTile* tile) {
-  constexpr int64_t kHalf = 2;  // vectors
-  for (int64_t first = 0; first < vectors; first += kHalf) {
-    const int64_t count = MinOf(kHalf, vectors - first), lane = first * kLanes;
-    const Product scores = {.a = scratch.keys,
-                            .lda = p.depth_stride,
-                            .b = tile->q + lane,
-                            .ldb = kTile,
-                            .c = scratch.scores + lane,
-                            .ldc = kTile};
-    MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(n, kTileRows), count * kLanes, 0,
-                                    p.depth_stride, scratch.requests);
-    for (int64_t v = first; v < first + count; ++v) {
-      if (edge) PlainSoftmax<true>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
-      else PlainSoftmax<false>(p, tile, v * kLanes, scratch.scores, begin, 0, kTile);
-    }
-    const Product out_t = {.a = scratch.values,
-                           .lda = kTile / 2,
-                           .b = scratch.scores + lane,
-                           .ldb = kTile,
-                           .c = tile->out + lane,
-                           .ldc = kTile};
-    AddValues(p, out_t, tile->scale + lane, count, 0, RoundUp(n, kDepthRows) / 2, scratch.requests,
-              *tile);
-  }
-  tile->empty = false;
+void AddValuesOf(const Problem& p, const OnlineScratch& scratch, const Part& part,
+                 const QueryTile& tile) {
+  const Product out_t = {.a = part.values,
+                         .lda = kTile / 2,
+                         .b = scratch.probabilities + part.lane(),
+                         .ldb = kTile,
+                         .c = tile.out + part.lane(),
+                         .ldc = kTile};
+  AddValues(p, out_t, tile.scale + part.lane(), part.count, 0, RoundUp(part.n, kDepthRows) / 2,
+            scratch.requests, part.empty);
 }
 
 }  // namespace
+
+// Half of the queries at a time, so that what is computed stays in L1. What tiles store can be read,
+// and what vectors store be loaded as tiles, only after a while: so the scores of the next part are
+// computed between the probabilities of this one and their product with the values.
+void AttendPlainKeys(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t end,
+                     QueryTile* tile) {
+  constexpr int64_t kHalf = 2;  // vectors
+  const RowLimits& rows = tile->rows;
+  const int64_t vectors = CeilDiv(rows.count, kLanes), words = KeyTileWords(p.padded);
+  const auto part_at = [&](int64_t key, int64_t first) {
+    const int64_t at = (key - begin) / kTile * words, n = MinOf(kTile, end - key);
+    return Part{scratch.keys + at, scratch.values + at, key, n, first, MinOf(kHalf, vectors - first),
+                !rows.SeesAll(key, key + kTile), tile->empty};
+  };
+  const auto seen_from = [&](int64_t key) {  // the first key tile from there on that some row sees
+    while (key < end && rows.SeesNone(key, MinOf(key + kTile, end))) key += kTile;
+    return key;
+  };
+  int64_t key = seen_from(begin);
+  if (key >= end) return;
+  Part part = part_at(key, 0);
+  MultiplyKeys(p, scratch, part, *tile);
+  for (bool more = true; more;) {
+    PlainSoftmaxOf(p, scratch, part, tile);
+    int64_t first = part.first + kHalf;
+    if (first >= vectors) {
+      first = 0;
+      key = seen_from(key + kTile);
+      tile->empty = false;
+    }
+    more = key < end;
+    const Part next = more ? part_at(key, first) : part;
+    if (more) MultiplyKeys(p, scratch, next, *tile);
+    AddValuesOf(p, scratch, part, *tile);
+    part = next;
+  }
+}
 
 template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
@@ -203,15 +262,8 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
-  const bool plain = kPairs && p.cap == 0 && p.shape.alibi_slopes == nullptr &&
-                     p.shape.dropout == 0 && p.q_scale > 0;
+  const bool plain = kPairs && IsPlain(p);
   const bool edge = !rows.SeesAll(begin, begin + (kHasTiles || plain ? kTile : n));
-  if constexpr (kHasTiles) {
-    if (plain) {
-      AttendPlainTile(p, scratch, begin, n, edge, vectors, tile);
-      return;
-    }
-  }
   int64_t key_from = 0, key_to = n;              // keys that some row sees
   int64_t from[kTileVectors], to[kTileVectors];  // and that some lane of a vector sees
   for (int64_t v = 0; v < vectors; ++v) {
@@ -268,8 +320,11 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
     if (plain) {
-      if (edge) PlainSoftmax<true>(p, tile, lane, scratch.scores, begin, from[v], to[v]);
-      else PlainSoftmax<false>(p, tile, lane, scratch.scores, begin, from[v], to[v]);
+      const auto plain_softmax = [&](auto on) TESSERA_INLINE_LAMBDA {
+        PlainSoftmax<on()>(p, tile, lane, scratch.scores, scratch.scores, begin, from[v], to[v]);
+      };
+      if (edge) plain_softmax(std::true_type{});
+      else plain_softmax(std::false_type{});
       continue;
     }
     if (edge || key_to > n) {
@@ -292,7 +347,8 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                            .ldb = kTile,
                            .c = tile->out,
                            .ldc = kTile};
-    AddValues(p, out_t, tile->scale, vectors, key_from / 2, key_to / 2, scratch.requests, *tile);
+    AddValues(p, out_t, tile->scale, vectors, key_from / 2, key_to / 2, scratch.requests,
+              tile->empty);
     tile->empty = false;
     return;
   }

@@ -43,6 +43,7 @@ struct OnlineScratch {
   float* values = nullptr;  // [kTile, padded], or half as many rows of pairs; with tiles
                             // [padded, kTile / 2] words of pairs along keys
   float* scores = nullptr;     // [kTile keys, kTile queries]
+  float* probabilities = nullptr;  // with tiles: [kTile / 2, kTile queries] words of pairs of keys
   float* keep = nullptr;       // [kTile queries, kTile keys], dropout only
   Requests* requests = nullptr;
 };
@@ -70,6 +71,7 @@ TESSERA_INLINE OnlineScratch CarveOnline(Carver* carver, int64_t padded, bool dr
   s.keys = carver->Floats(TilesOfPanel(padded) * KeyTileWords(padded));
   s.values = carver->Floats(TilesOfPanel(padded) * KeyTileWords(padded));
   s.scores = carver->Floats(kTile * kTile);
+  if (kHasTiles) s.probabilities = carver->Floats(kTile * kTile / 2);
   if (dropout) s.keep = carver->Floats(kTile * kTile);
   s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
   if (s.requests != nullptr) s.requests->Clear();
@@ -111,6 +113,15 @@ TESSERA_INLINE void PackKeys(const Problem& p, const KeyValues<T>& kv, int64_t b
 template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile);
+
+// Scores that take no bias, cap or dropout.
+TESSERA_INLINE bool IsPlain(const Problem& p) {
+  return p.cap == 0 && p.shape.alibi_slopes == nullptr && p.shape.dropout == 0 && p.q_scale > 0;
+}
+
+// With tiles and plain scores: adds keys [begin, end), a panel packed in scratch.
+void AttendPlainKeys(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t end,
+                     QueryTile* tile);
 
 // Attends `tiles` query tiles to keys [key_begin, key_end) as far as their rows see them. The next
 // keys and values are asked for meanwhile, and at last the rows of `out`, which may be null.
@@ -156,6 +167,10 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
     if (!kHasTiles && out != nullptr && ending >= 0) ask_for_rows(ending);
     for (int64_t i = 0; i < tiles; ++i) {
       if (kHasTiles && out != nullptr && panel_end == to) ask_for_rows(i);
+      if (kHasTiles && IsPlain(p)) {
+        AttendPlainKeys(p, scratch, panel, panel_end, &scratch.tiles[i]);
+        continue;
+      }
       for (int64_t begin = panel; begin < panel_end; begin += kTile) {
         const int64_t n = MinOf(kTile, panel_end - begin);
         if (scratch.tiles[i].rows.SeesNone(begin, begin + n)) continue;

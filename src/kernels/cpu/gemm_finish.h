@@ -83,6 +83,24 @@ inline void FinishTile(const GemmArgs& args, const float* tile, int64_t ld, int6
   }
 }
 
+// The same for rows of N whole vectors of a C of bf16 that takes nothing but a bias.
+template <int N>
+TESSERA_INLINE void RoundRows(const GemmArgs& args, const float* tile, int64_t row, int64_t rows,
+                              int64_t col) {
+  bf16* c = static_cast<bf16*>(args.c) + row * args.ldc + col;
+  const auto all = [&](auto finish) TESSERA_INLINE_LAMBDA {
+    for (int64_t i = 0; i < rows; ++i, tile += N * kLanes, c += args.ldc) {
+      Store(c, finish(Load(tile, Several<N>{})), Several<N>{});
+    }
+  };
+  if (args.bias == nullptr) {
+    all([](const Many<N>& x) TESSERA_INLINE_LAMBDA { return x; });
+  } else {
+    const Many<N> bias = Load(args.bias + col, Several<N>{});
+    all([&](const Many<N>& x) TESSERA_INLINE_LAMBDA { return x + bias; });
+  }
+}
+
 inline bool HasEpilogue(const GemmArgs& args) {
   return args.bias != nullptr || args.epilogue != GemmEpilogue::kNone ||
          args.pre_activation != nullptr;

@@ -132,8 +132,9 @@ Job MakeJob(const GemmArgs& args, int64_t threads) {
   } else {
     job.rows_owned = job.row_slivers >= job.col_slivers;  // the smaller operand is shared
   }
+  const int64_t own_bytes = args.accumulate ? kOwnBytes / 4 * 3 : kOwnBytes;  // beside a C that is read
   job.own_slivers =
-      Larger(1, Smaller(kOwnBytes / (job.chunk_steps * kStepBytes), kPartialTiles));
+      Larger(1, Smaller(own_bytes / (job.chunk_steps * kStepBytes), kPartialTiles));
   return job;
 }
 
@@ -172,11 +173,14 @@ class Finishing {
     col_ = col;
     cols_ = cols;
     left_ = rows;
+    rounds_ = args.c_dtype == DType::kBf16 && args.epilogue == GemmEpilogue::kNone &&
+              args.pre_activation == nullptr && cols == kSliver;
   }
   TESSERA_INLINE void Rows(int64_t most) {
     if (left_ == 0) return;
     const int64_t rows = Smaller(most, left_);
-    FinishTile(*args_, tile_, kSliver, row_, rows, col_, cols_);
+    if (rounds_) RoundRows<kSliver / kLanes>(*args_, tile_, row_, rows, col_);
+    else FinishTile(*args_, tile_, kSliver, row_, rows, col_, cols_);
     tile_ += rows * kSliver;
     row_ += rows;
     left_ -= rows;
@@ -189,6 +193,7 @@ class Finishing {
   int next_ = 0;
   const float* tile_ = nullptr;
   int64_t row_ = 0, col_ = 0, cols_ = 0, left_ = 0;
+  bool rounds_ = false;  // a bias at most, whole rows
 };
 
 void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask& task,
