@@ -68,8 +68,8 @@ TESSERA_INLINE void MultiplyTile() {
 }
 
 // The unit that multiplies tiles falls asleep some 800 cycles after its last product, and the next one
-// waits as long again until it wakes. One product now and then among vector work that lasts longer keeps
-// it awake; it spoils tile 0.
+// waits as long again until it wakes (docs/decisions/0015). One product now and then among vector work
+// that lasts longer keeps it awake; it spoils tile 0.
 TESSERA_INLINE void KeepTilesAwake() { MultiplyTile<0, 4, 6>(); }
 
 #else

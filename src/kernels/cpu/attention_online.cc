@@ -159,10 +159,10 @@ TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t 
 struct Part {
   const float* keys;
   const float* values;
-  int64_t begin, n;            // keys
-  int64_t first, count;        // vectors of queries
-  bool edge;                   // some of these rows do not see some of these keys
-  bool empty;                  // the first keys that they meet
+  int64_t begin, n;      // keys
+  int64_t first, count;  // vectors of queries
+  bool edge;             // some row does not see some key of the tile
+  bool empty;            // the rows meet their first keys
   int64_t lane() const { return first * kLanes; }
 };
 
@@ -218,9 +218,9 @@ void AddValuesOf(const Problem& p, const OnlineScratch& scratch, const Part& par
 
 }  // namespace
 
-// Half of the queries at a time, so that what is computed stays in L1. What tiles store can be read,
-// and what vectors store be loaded as tiles, only after a while: so the scores of the next part are
-// computed between the probabilities of this one and their product with the values.
+// Half of the queries at a time, so that what is computed stays in L1. The scores of the next part are
+// computed between the probabilities of this one and their product with the values: neither vectors
+// nor tiles then wait for what the others have just stored.
 void AttendPlainKeys(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t end,
                      QueryTile* tile) {
   constexpr int64_t kHalf = 2;  // vectors
@@ -262,7 +262,7 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = tile->rows;
   const int64_t vectors = CeilDiv(rows.count, kLanes);
-  const bool plain = kPairs && IsPlain(p);
+  const bool plain = kPairs && !kHasTiles && IsPlain(p);
   const bool edge = !rows.SeesAll(begin, begin + (kHasTiles || plain ? kTile : n));
   int64_t key_from = 0, key_to = n;              // keys that some row sees
   int64_t from[kTileVectors], to[kTileVectors];  // and that some lane of a vector sees

@@ -167,9 +167,11 @@ TESSERA_INLINE void AttendBlock(const Problem& p, const KeyValues<T>& kv, int64_
     if (!kHasTiles && out != nullptr && ending >= 0) ask_for_rows(ending);
     for (int64_t i = 0; i < tiles; ++i) {
       if (kHasTiles && out != nullptr && panel_end == to) ask_for_rows(i);
-      if (kHasTiles && IsPlain(p)) {
-        AttendPlainKeys(p, scratch, panel, panel_end, &scratch.tiles[i]);
-        continue;
+      if constexpr (kHasTiles) {
+        if (IsPlain(p)) {
+          AttendPlainKeys(p, scratch, panel, panel_end, &scratch.tiles[i]);
+          continue;
+        }
       }
       for (int64_t begin = panel; begin < panel_end; begin += kTile) {
         const int64_t n = MinOf(kTile, panel_end - begin);
