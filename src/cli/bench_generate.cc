@@ -1,5 +1,5 @@
-// `tessera bench generate`: the rate of prompts beside the best matrix product of the run, and of
-// single tokens beside the rate at which the same threads read memory.
+// `tessera bench generate`: the rate of prompts beside the best matrix product of the run and those
+// right before and after, and of single tokens beside the rate at which the same threads read memory.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -94,16 +94,18 @@ Result<Json> Measure(const Flags& flags, const ModelConfig& config, DType dtype,
   }
   // The cache grows while tokens come; half of them is the mean.
   const double bytes = DecodeBytes(*model, flags.prompt + flags.tokens / 2);
+  const double prefill_work = 1e-9 * PrefillFlops(config, flags.prompt);
   const auto read_rate = [&pool] {
     return MeasureMemoryRates(ReadMemoryInfo().available_bytes, ThisCpu().l3_bytes, pool).read_gb_per_s;
   };
-  std::vector<double> prefill, decode, read, fraction;
+  std::vector<double> prefill, prefill_fraction, decode, read, decode_fraction;
   for (int64_t round = 0; round <= flags.rounds; ++round) {
-    limit.Measure(pool);
+    const double product_before = limit.Measure(pool);
     model->Reset();
     Stopwatch watch;
     TESSERA_TRY(model->Prefill(prompt));
     const double prefill_seconds = watch.Lap();
+    const double product_around = 0.5 * (product_before + limit.Measure(pool));
     const double read_before = read_rate();
     watch.Lap();
     int32_t token = 1;
@@ -113,25 +115,27 @@ Result<Json> Measure(const Flags& flags, const ModelConfig& config, DType dtype,
     }
     const double decode_seconds = watch.Lap() / Dbl(flags.tokens);
     // Guests are moved between places of the host whose memory is read at rates that differ by half.
-    const double around = std::max(read_before, read_rate());
+    const double read_around = std::max(read_before, read_rate());
     if (round == 0) continue;  // warms up
     prefill.push_back(prefill_seconds);
+    prefill_fraction.push_back(prefill_work / prefill_seconds / product_around);
     decode.push_back(decode_seconds);
-    read.push_back(around);
-    fraction.push_back(1e-9 * bytes / decode_seconds / around);
+    read.push_back(read_around);
+    decode_fraction.push_back(1e-9 * bytes / decode_seconds / read_around);
   }
-  const double prefill_gflops = 1e-9 * PrefillFlops(config, flags.prompt) / Median(prefill);
+  const double prefill_gflops = prefill_work / Median(prefill);
   const double decode_gbps = 1e-9 * bytes / Median(decode);
   return Json{{"precision", dtype == DType::kBf16 ? "bf16" : "fp32"},
               {"prefill_tokens_per_s", Dbl(flags.prompt) / Median(prefill)},
               {"prefill_gflops", prefill_gflops},
               {"product_gflops", limit.best_gflops()},
               {"prefill_fraction", prefill_gflops / limit.best_gflops()},
+              {"prefill_paired_fraction", Median(prefill_fraction)},
               {"decode_tokens_per_s", 1 / Median(decode)},
               {"decode_bytes_per_token", bytes},
               {"decode_gbps", decode_gbps},
               {"memory_read_gbps", Median(read)},
-              {"decode_fraction", Median(fraction)}};
+              {"decode_fraction", Median(decode_fraction)}};
 }
 
 Status Run(const Flags& flags) {
@@ -161,9 +165,10 @@ Status Run(const Flags& flags) {
              pool.num_threads(), kernels::IsaName(kernels::ActiveIsa()));
   for (const Json& row : rows) {
     const auto number = [&row](const char* key) { return row.at(key).get<double>(); };
-    fmt::print("{}  prompt: {:>8.1f} tokens/s, {:>6.1f} GFLOP/s, {:.2f} of the best product ({:.1f})\n",
+    fmt::print("{}  prompt: {:>8.1f} tokens/s, {:>6.1f} GFLOP/s, {:.2f} of the best product ({:.1f}), {:.2f} of the rate around it\n",
                row.at("precision").get<std::string>(), number("prefill_tokens_per_s"),
-               number("prefill_gflops"), number("prefill_fraction"), number("product_gflops"));
+               number("prefill_gflops"), number("prefill_fraction"), number("product_gflops"),
+               number("prefill_paired_fraction"));
     fmt::print("      decode: {:>8.1f} tokens/s, {:>6.1f} GB/s,    {:.2f} of the memory read rate around it ({:.1f})\n",
                number("decode_tokens_per_s"), number("decode_gbps"), number("decode_fraction"),
                number("memory_read_gbps"));
