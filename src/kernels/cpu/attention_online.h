@@ -109,7 +109,8 @@ TESSERA_INLINE void PackKeys(const Problem& p, const KeyValues<T>& kv, int64_t b
   }
 }
 
-// Adds keys [begin, begin + n), packed in scratch, to a query tile.
+// Adds keys [begin, begin + n), packed in scratch, to a query tile; with tiles, where scores are not
+// plain.
 template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile);

@@ -132,7 +132,8 @@ Job MakeJob(const GemmArgs& args, int64_t threads) {
   } else {
     job.rows_owned = job.row_slivers >= job.col_slivers;  // the smaller operand is shared
   }
-  const int64_t own_bytes = args.accumulate ? kOwnBytes / 4 * 3 : kOwnBytes;  // beside a C that is read
+  // A C that is read passes through L2 as well.
+  const int64_t own_bytes = args.accumulate ? kOwnBytes / 4 * 3 : kOwnBytes;
   job.own_slivers =
       Larger(1, Smaller(own_bytes / (job.chunk_steps * kStepBytes), kPartialTiles));
   return job;
