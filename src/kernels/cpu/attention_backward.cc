@@ -350,8 +350,7 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   const int64_t depth = problem.depth, padded = problem.padded;
   const bool edge = !rows.SeesAll(begin, begin + kTile);
   int64_t from[kTile], to[kTile];
-  const bool plain = kPairs && problem.cap == 0 && problem.shape.alibi_slopes == nullptr &&
-                     problem.shape.dropout == 0;
+  const bool plain = kPairs && !problem.HasExtras();
   const bool cut = edge || rows.count < kTile;  // what PlainRows has to look at
   if (edge || (kPairs && cut)) {
     for (int64_t r = 0; r < kTile; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);

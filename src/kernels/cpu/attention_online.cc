@@ -82,9 +82,9 @@ TESSERA_INLINE void OnlineSoftmax(const Problem& p, QueryTile* tile, int64_t lan
 // of pairs of keys rounded to bf16, all kTile / 2 of them: zeros where no key of [from, to) is. The
 // pairs may be written over the scores.
 template <bool kEdge>
-TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane,
-                                 const float* scores, float* probabilities, int64_t begin,
-                                 int64_t from, int64_t to) {
+TESSERA_INLINE void PlainSoftmaxAs(const Problem& p, QueryTile* tile, int64_t lane,
+                                   const float* scores, float* probabilities, int64_t begin,
+                                   int64_t from, int64_t to) {
   const float* s = scores + lane;
   float* out = probabilities + lane;
   constexpr Several<kTogether> kPart;
@@ -134,6 +134,13 @@ TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane
   Store(tile->sum + lane, (sums.v[0] + sums.v[1]) + (sums.v[2] + sums.v[3]));
 }
 
+TESSERA_INLINE void PlainSoftmax(const Problem& p, QueryTile* tile, int64_t lane,
+                                 const float* scores, float* probabilities, int64_t begin,
+                                 int64_t from, int64_t to, bool edge) {
+  if (edge) PlainSoftmaxAs<true>(p, tile, lane, scores, probabilities, begin, from, to);
+  else PlainSoftmaxAs<false>(p, tile, lane, scores, probabilities, begin, from, to);
+}
+
 // Multiplies the probabilities by the factors of dropout (the sums stay as they are).
 TESSERA_INLINE void DropScores(const Problem& p, const RowLimits& rows, int64_t begin, float* keep,
                                float* scores) {
@@ -177,18 +184,6 @@ void MultiplyKeys(const Problem& p, const OnlineScratch& scratch, const Part& pa
                           .ldc = kTile};
   MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(part.n, kTileRows), part.count * kLanes, 0,
                                   p.depth_stride, scratch.requests);
-}
-
-void PlainSoftmaxOf(const Problem& p, const OnlineScratch& scratch, const Part& part,
-                    QueryTile* tile) {
-  for (int64_t v = part.first; v < part.first + part.count; ++v) {
-    const auto softmax = [&](auto edge) TESSERA_INLINE_LAMBDA {
-      PlainSoftmax<edge()>(p, tile, v * kLanes, scratch.scores, scratch.probabilities, part.begin,
-                           0, kTile);
-    };
-    if (part.edge) softmax(std::true_type{});
-    else softmax(std::false_type{});
-  }
 }
 
 // Transposed sums of queries, [padded, kTile] from out_t.c on, times `scale`, plus values times
@@ -240,7 +235,10 @@ void AttendPlainKeys(const Problem& p, const OnlineScratch& scratch, int64_t beg
   Part part = part_at(key, 0);
   MultiplyKeys(p, scratch, part, *tile);
   for (bool more = true; more;) {
-    PlainSoftmaxOf(p, scratch, part, tile);
+    for (int64_t v = part.first; v < part.first + part.count; ++v) {
+      PlainSoftmax(p, tile, v * kLanes, scratch.scores, scratch.probabilities, part.begin, 0, kTile,
+                   part.edge);
+    }
     int64_t first = part.first + kHalf;
     if (first >= vectors) {
       first = 0;
@@ -320,11 +318,7 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t lane = v * kLanes;
     if (plain) {
-      const auto plain_softmax = [&](auto on) TESSERA_INLINE_LAMBDA {
-        PlainSoftmax<on()>(p, tile, lane, scratch.scores, scratch.scores, begin, from[v], to[v]);
-      };
-      if (edge) plain_softmax(std::true_type{});
-      else plain_softmax(std::false_type{});
+      PlainSoftmax(p, tile, lane, scratch.scores, scratch.scores, begin, from[v], to[v], edge);
       continue;
     }
     if (edge || key_to > n) {

@@ -115,9 +115,9 @@ template <Word kWord>
 void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, int64_t n,
                 QueryTile* tile);
 
-// Scores that take no bias, cap or dropout.
+// Whose maximum may be taken of raw products Q K^T.
 TESSERA_INLINE bool IsPlain(const Problem& p) {
-  return p.cap == 0 && p.shape.alibi_slopes == nullptr && p.shape.dropout == 0 && p.q_scale > 0;
+  return !p.HasExtras() && p.q_scale > 0;
 }
 
 // With tiles and plain scores: adds keys [begin, end), a panel packed in scratch.

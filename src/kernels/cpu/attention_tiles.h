@@ -68,6 +68,10 @@ struct Problem {
   float keep_scale = 1;           // 1 / (1 - dropout)
   PhiloxStream rng = {};
 
+  // Whether scores take more than a factor and the mask: bias, cap or dropout.
+  TESSERA_INLINE bool HasExtras() const {
+    return cap != 0 || shape.alibi_slopes != nullptr || shape.dropout != 0;
+  }
   // Where row r of a group is in an array [group, length].
   TESSERA_INLINE int64_t RowInHeads(int64_t r) const {
     if (group == 1) return r;  // no division, which costs as much as a row
