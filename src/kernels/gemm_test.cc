@@ -103,12 +103,25 @@ void* Workspace() {
   return bytes.data;
 }
 
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  explicit LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) {
+    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
 // A matrix in memory of exactly the size that its last row needs, so that the address sanitizer
-// sees any read past it.
+// sees any read past it. It begins on a line of the cache.
 struct Matrix {
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0, ld = 0;
-  std::vector<uint8_t> bytes;
+  std::vector<uint8_t, LineAllocator<uint8_t>> bytes;
 
   Matrix(DType type, int64_t num_rows, int64_t num_cols, int64_t pad, uint64_t seed)
       : dtype(type), rows(num_rows), cols(num_cols), ld(num_cols + pad) {
@@ -379,6 +392,41 @@ TEST(Gemm, MatchesTheChainAcrossBlocks) {
         Check(test);
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+// Rows of A on lines of the cache, with whole steps of k, which tiles are loaded from where they lie:
+// shared by few and by many columns, or owned; apart by what spreads them over a cache's sets and by
+// multiples of 2 and 4 KB; a last sliver of some rows; k in one block, in several, in chunks.
+TEST(Gemm, MatchesTheChainWhereRowsOfALieOnLines) {
+  struct Shape {
+    int64_t m, n, k, pad;
+  };
+  for (const Shape& shape :
+       {Shape{64, 96, 32, 0}, Shape{70, 200, 96, 0}, Shape{33, 200, 1600, 0}, Shape{70, 130, 1024, 0},
+        Shape{40, 100, 2048, 0}, Shape{40, 70, 1024, 1024}, Shape{65, 260, 768, 32},
+        Shape{300, 40, 128, 0}, Shape{130, 33, 2048, 0}, Shape{5, 64, 64, 0}}) {
+    for (int i = 0; i < 4; i += kGridStride > 1 ? 2 : 1) {
+      Case test;
+      test.m = shape.m;
+      test.n = shape.n;
+      test.k = shape.k;
+      test.pad = shape.pad;
+      test.a = test.b = DType::kBf16;
+      test.c = i % 2 == 0 ? DType::kBf16 : DType::kF32;
+      test.b_transposed = i < 2;
+      test.accumulate = i == 1;
+      test.bias = i != 1;
+      test.epilogue = i == 2 ? GemmEpilogue::kGeluTanh : GemmEpilogue::kNone;
+      test.pre_activation = i == 2;
+      test.packing = i == 0 || i == 3 ? Packing::kBf16 : Packing::kNone;
+      test.compute = Compute::kBf16;
+      Check(test);
+      if (HasFatalFailure()) return;
+      test.packing = Packing::kNone;
+      Check(test);
+      if (HasFatalFailure()) return;
     }
   }
 }

@@ -146,17 +146,24 @@ enum class Streamed { kNone, kA, kB };
 
 // C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, at least one,
 // to `to`. between(step) is called among the products. Tiles of C are loaded right before their first
-// product and stored after their last, among those of the others.
-template <Streamed kStreamed, int kRowTiles, int kColTiles, class Between>
+// product and stored after their last, among those of the others. Where kCopies, A's tiles are stored at
+// `copy` as well, one after the other.
+template <Streamed kStreamed, int kRowTiles, int kColTiles, bool kCopies, class Between>
 TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b,
                                   const float* from, int64_t from_ld, float* to, int64_t to_ld,
-                                  const Between& between) {
+                                  char* copy, const Between& between) {
   constexpr bool kRows = kRowTiles == 2, kCols = kColTiles == 2;
   const char *pa = a.data, *pb = b.data;
   const auto multiply = [&](int64_t s, auto first, auto last) TESSERA_INLINE_LAMBDA {
     const auto load_a = [&](auto tile, const char* p) TESSERA_INLINE_LAMBDA {
-      if constexpr (kStreamed == Streamed::kA) LoadTileOnce<tile()>(p, a.row);
+      if constexpr (kStreamed == Streamed::kA || kCopies) LoadTileOnce<tile()>(p, a.row);
       else LoadTile<tile()>(p, a.row);
+    };
+    const auto copy_a = [&](auto tile) TESSERA_INLINE_LAMBDA {
+      if constexpr (kCopies) {
+        StoreTile<tile()>(copy, 64);
+        copy += kTileBytes;
+      }
     };
     const auto load_b = [&](auto tile, const char* p) TESSERA_INLINE_LAMBDA {
       if constexpr (kStreamed == Streamed::kB) LoadTileOnce<tile()>(p, b.row);
@@ -177,6 +184,7 @@ TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileI
     load_a(TileIndex<4>{}, pa);
     begin(TileIndex<0>{});
     MultiplyTile<0, 4, 6>();
+    copy_a(TileIndex<4>{});
     between(s);
     if constexpr (kCols) {
       load_b(TileIndex<7>{}, pb + b.second);
@@ -188,6 +196,7 @@ TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileI
       load_a(TileIndex<5>{}, pa + a.second);
       begin(TileIndex<2>{});
       MultiplyTile<2, 5, 6>();
+      copy_a(TileIndex<5>{});
     }
     if constexpr (kCols) end(TileIndex<1>{});
     if constexpr (kRows && kCols) {
@@ -210,21 +219,34 @@ TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileI
   multiply(steps - 1, kNo, kYes);
 }
 
-// The same for a C of which `rows` and `cols` exist, at most 32.
+// The same for a C of which `rows` and `cols` exist, at most 32; copies where `copy` is not null, for
+// which all rows exist.
 template <Streamed kStreamed, class Between>
 TESSERA_INLINE void MultiplyPart(int64_t rows, int64_t cols, int64_t steps, const TileInput& a,
                                  const TileInput& b, const float* from, int64_t from_ld, float* to,
-                                 int64_t to_ld, const Between& between) {
+                                 int64_t to_ld, char* copy, const Between& between) {
+  const auto multiply = [&](auto row_tiles, auto col_tiles, auto copies) TESSERA_INLINE_LAMBDA {
+    MultiplySteps<kStreamed, row_tiles(), col_tiles(), copies()>(steps, a, b, from, from_ld, to, to_ld,
+                                                                 copy, between);
+  };
+  constexpr std::false_type kReads;
+  constexpr std::true_type kCopies;
+  constexpr TileIndex<1> kOne;
+  constexpr TileIndex<2> kTwo;
   if (rows > kTileRows) {
-    if (cols > kTileRows) {
-      MultiplySteps<kStreamed, 2, 2>(steps, a, b, from, from_ld, to, to_ld, between);
-    } else {
-      MultiplySteps<kStreamed, 2, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+    if constexpr (kStreamed == Streamed::kB) {
+      if (copy != nullptr) {
+        if (cols > kTileRows) multiply(kTwo, kTwo, kCopies);
+        else multiply(kTwo, kOne, kCopies);
+        return;
+      }
     }
+    if (cols > kTileRows) multiply(kTwo, kTwo, kReads);
+    else multiply(kTwo, kOne, kReads);
   } else if (cols > kTileRows) {
-    MultiplySteps<kStreamed, 1, 2>(steps, a, b, from, from_ld, to, to_ld, between);
+    multiply(kOne, kTwo, kReads);
   } else {
-    MultiplySteps<kStreamed, 1, 1>(steps, a, b, from, from_ld, to, to_ld, between);
+    multiply(kOne, kOne, kReads);
   }
 }
 

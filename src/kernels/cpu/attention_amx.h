@@ -33,7 +33,7 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
       const float* from = kUpdate == Update::kAdd ? c : nullptr;
       requests->Ask();
       MultiplyPart<Streamed::kNone>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
-                                    [](int64_t) {});
+                                    nullptr, [](int64_t) {});
     }
   }
 }

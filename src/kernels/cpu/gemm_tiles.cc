@@ -32,9 +32,11 @@ constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
 constexpr int64_t kOwnBytes = int64_t{1} << 20;  // packed own slivers
 constexpr int64_t kPackedSteps = 16;  // of the shared B, that a thread packs at a time
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
+constexpr int64_t kCopyBytes = kBlockSteps * kStepBytes;  // a sliver of A over a block
 constexpr int64_t kPartialTiles = 1024;  // tiles of C whose chains rest
 constexpr int64_t kTileFloats = kSliver * kSliver;
-constexpr int64_t kThreadBytes = kOwnBytes + kEdgeBytes + kPartialTiles * kTileFloats * 4;
+constexpr int64_t kThreadBytes =
+    kOwnBytes + kEdgeBytes + kCopyBytes + kPartialTiles * kTileFloats * 4;
 constexpr int64_t kSharedBytes = int64_t{24} << 20;  // the shared operand, packed
 
 // Multiply-adds a thread that pay for a parallel region.
@@ -106,13 +108,12 @@ struct Job {
   int64_t shared() const { return rows_owned ? col_slivers : row_slivers; }
 };
 
-// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps,
-// and not a multiple of 4 KB apart: the 32 rows of a sliver would fall on one set of L1.
+// Tiles are loaded from A itself where its rows lie on lines of the cache and end with whole steps.
 bool CanLoadDirectly(const GemmArgs& args) {
   const MatrixRef& a = args.a;
   return !a.transposed && args.row_sums == nullptr &&
          (args.k % kTileSteps == 0 || args.a_padded) && a.ld % kTileSteps == 0 &&
-         a.ld % 2048 != 0 && reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
+         reinterpret_cast<uintptr_t>(a.data) % 64 == 0;
 }
 
 Job MakeJob(const GemmArgs& args, int64_t threads) {
@@ -132,6 +133,8 @@ Job MakeJob(const GemmArgs& args, int64_t threads) {
   } else {
     job.rows_owned = job.row_slivers >= job.col_slivers;  // the smaller operand is shared
   }
+  // Own rows a multiple of 4 KB apart would fall on one set of L1; shared ones are copied (RunStrip).
+  if (job.rows_owned && args.a.ld % 2048 == 0) job.direct_a = false;
   // A C that is read passes through L2 as well.
   const int64_t own_bytes = args.accumulate ? kOwnBytes / 4 * 3 : kOwnBytes;
   job.own_slivers =
@@ -142,12 +145,15 @@ Job MakeJob(const GemmArgs& args, int64_t threads) {
 struct ThreadBuffers {
   char* own;
   char* edge;
+  char* copy;
   float* partial;
 };
 
 ThreadBuffers BuffersOf(void* workspace, int64_t thread) {
   char* base = static_cast<char*>(workspace) + thread * kThreadBytes;
-  return {base, base + kOwnBytes, reinterpret_cast<float*>(base + kOwnBytes + kEdgeBytes)};
+  char* const edge = base + kOwnBytes;
+  char* const copy = edge + kEdgeBytes;
+  return {base, edge, copy, reinterpret_cast<float*>(copy + kCopyBytes)};
 }
 
 // A tile of C over a block of k.
@@ -156,6 +162,7 @@ struct TileTask {
   int64_t steps;
   bool first, last;  // of all k
   float* partial;    // [32][32] where its chains rest
+  char* copy;        // where A's tiles are stored as well, or null
   Ahead ahead;
 };
 
@@ -227,7 +234,7 @@ void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask&
   const int64_t finished_rows = RoundUp(CeilDiv(kSliver, task.steps), 2);
   const auto multiply = [&](auto streamed) TESSERA_INLINE_LAMBDA {
     MultiplyPart<streamed()>(rows, cols, task.steps, a.At(task.row_sliver), b.At(task.col_sliver),
-                             from, from_ld, to, to_ld,
+                             from, from_ld, to, to_ld, task.copy,
                              [&](int64_t step) TESSERA_INLINE_LAMBDA {
                                finishing->Rows(finished_rows);
                                task.ahead.Ask(step);
@@ -304,11 +311,14 @@ struct StripTask {
   TileInput next = {};  // the shared sliver that is wanted next; data is null without one
 };
 
-void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
-              const StripTask& strip, Finishing* finishing) {
+void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const StripTask& strip,
+              char* copy, Finishing* finishing) {
   const GemmArgs& args = *job.args;
   const int64_t own_count = strip.end - strip.begin;
   TileTask task = {};
+  // Rows of A itself may fall on few sets of L1: the first own sliver leaves them in one piece.
+  const bool copies = job.direct_a && !job.rows_owned && strip.shared != a.edge_index;
+  if (copies && own_count > 1) task.copy = copy;
   task.steps = steps;
   task.first = strip.first;
   task.last = strip.last;
@@ -349,6 +359,10 @@ void RunStrip(const Job& job, const Slivers& a, const Slivers& b, int64_t steps,
                 (next_row * args.ldc + next_col) * kSliver * element;
     }
     RunTile(job, a, b, task, finishing);
+    if (task.copy == nullptr) continue;
+    a.edge = task.copy;
+    a.edge_index = strip.shared;
+    task.copy = nullptr;
   }
 }
 
@@ -388,7 +402,7 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
           if (next_other < to) {
             strip.next = (job.rows_owned ? b[next] : a[next]).At(next_other);
           }
-          RunStrip(job, a[i], b[i], block[i].steps, strip, &finishing);
+          RunStrip(job, a[i], b[i], block[i].steps, strip, buffers.copy, &finishing);
         }
       }
     }

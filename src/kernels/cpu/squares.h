@@ -5,13 +5,25 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
+inline constexpr int64_t kHalf = kLanes / 2;
+typedef double F64 __attribute__((vector_size(kHalf * 8)));
+
+// Half a vector of floats.
+TESSERA_INLINE F64 LoadWide(const float* p) {
+#if defined(__AVX512F__)  // compilers would widen a quarter at a time
+  return (F64)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#else
+  typedef float HalfF32 __attribute__((vector_size(kHalf * 4)));
+  HalfF32 v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, F64);
+#endif
+}
+
 // Of one block, in 32 chains (element i in chain i % 32), the chains added in order. Products of two
 // floats are exact in double, so every instruction set gives the same bits.
 inline double BlockSquares(const float* x, int64_t n) {
   constexpr int64_t kChains = 32;
-  constexpr int64_t kHalf = kLanes / 2;
-  typedef float HalfF32 __attribute__((vector_size(kHalf * 4)));
-  typedef double F64 __attribute__((vector_size(kHalf * 8)));
   F64 sums[kChains / kHalf] = {};
   int64_t i = 0;
   for (; i + kChains <= n; i += kChains) {
@@ -19,9 +31,7 @@ inline double BlockSquares(const float* x, int64_t n) {
     __builtin_prefetch(x + i + kAheadBytes / 4);
     __builtin_prefetch(x + i + kAheadBytes / 4 + kChains / 2);
     for (int64_t k = 0; k < kChains / kHalf; ++k) {
-      HalfF32 v;
-      std::memcpy(&v, x + i + k * kHalf, sizeof(v));
-      const F64 wide = __builtin_convertvector(v, F64);
+      const F64 wide = LoadWide(x + i + k * kHalf);
       sums[k] += wide * wide;
     }
   }
