@@ -19,7 +19,9 @@ struct ActivationArgs {
   int64_t rows = 0, width = 0;  // width of y
   DType dtype = DType::kF32;
   const void* x = nullptr;   // [rows, width], gated [rows, 2 width] = gate then up
-  void* y = nullptr;         // forward: [rows, width]; may alias x when not gated and no backward follows
+  // [rows, width]. Forward: may alias x when not gated and no backward follows. Backward: y again, the
+  // same bits, or null.
+  void* y = nullptr;
   const void* dy = nullptr;  // backward: [rows, width]
   void* dx = nullptr;        // backward: like x; may alias dy when not gated
 };

@@ -16,6 +16,10 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
+bool Same(const Doubles& a, const Doubles& b) {
+  return std::ranges::equal(a, b, [](double x, double y) { return x == y || (x != x && y != y); });
+}
+
 Result RunOp(Activation activation, bool gated, int64_t rows, int64_t width, DType dtype,
            const Doubles& x, const Doubles& dy, int64_t offset, ThreadPool& pool, bool alias) {
   Buffer xs(dtype, x, offset), dys(dtype, dy, offset);
@@ -28,12 +32,22 @@ Result RunOp(Activation activation, bool gated, int64_t rows, int64_t width, DTy
   args.dtype = dtype;
   args.x = xs.data();
   args.dy = dys.data();
+  // With y again, and alone.
+  Buffer again(dtype, rows * width, offset), dx_with_y(dtype, static_cast<int64_t>(x.size()), offset);
+  args.y = again.data();
+  args.dx = dx_with_y.data();
+  ActivationBackward(args, pool);
+  args.y = nullptr;
   args.dx = alias ? dys.data() : dx.data();
   ActivationBackward(args, pool);
   args.y = alias ? xs.data() : y.data();
   ActivationForward(args, pool);
-  for (const Buffer* buffer : {&xs, &dys, &y, &dx}) EXPECT_TRUE(buffer->GuardsIntact());
-  return {alias ? xs.Values() : y.Values(), alias ? dys.Values() : dx.Values()};
+  for (const Buffer* buffer : {&xs, &dys, &y, &dx, &again, &dx_with_y}) {
+    EXPECT_TRUE(buffer->GuardsIntact());
+  }
+  const Result result = {alias ? xs.Values() : y.Values(), alias ? dys.Values() : dx.Values()};
+  EXPECT_TRUE(Same(again.Values(), result.y) && Same(dx_with_y.Values(), result.dx));
+  return result;
 }
 
 // Exp, division and the polynomials are good to about 2 units each; a chain of them to 16. The

@@ -291,6 +291,7 @@ Executor::Call Executor::Bind(const Op& op) const {
       } else {
         args.dy = At(op.dy);
         args.dx = At(op.y);
+        args.y = At(op.y2);
       }
       return args;
     }

@@ -98,7 +98,8 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
         each = kReluSquared;
       }
       const double inputs = (config.gated_ffn ? 2 : 1) + (backward ? 1 : 0);
-      each += Conversions(dtype_, inputs, config.gated_ffn && backward ? 2 : 1);
+      const double outputs = (config.gated_ffn && backward ? 2 : 1) + (op.y2 != kNone ? 1 : 0);
+      each += Conversions(dtype_, inputs, outputs);
       forms.work[0].vector_ops = r * Dbl(config.ffn_dim()) * each;
       break;
     }

@@ -326,7 +326,8 @@ class Builder {
     return stream;
   }
 
-  // Runs a block's forward pass again from its input, up to what backward needs.
+  // Runs a block's forward pass again from its input, up to what backward needs; the activation comes
+  // with its gradient.
   void RecomputeBlock(int64_t layer, BlockBuffers* b) {
     Stream stream{b->input, kNone};
     BlockBuffers fresh;
@@ -335,7 +336,6 @@ class Builder {
     stream.branch = OutProjection(layer, fresh);
     fresh.norm2 = Norm2(layer, &stream, &fresh);
     UpProjection(layer, &fresh);
-    fresh.hidden = ActivationForward(layer, fresh.up);
     *b = fresh;
   }
 
@@ -412,14 +412,11 @@ class Builder {
     const std::string up_name = block + (config_.gated_ffn ? "ffn.gate_up_proj" : "ffn.up_proj");
     const int64_t d = config_.d_model, ffn = config_.ffn_dim();
     const bool norm_again = options_.recompute == Recompute::kNorm;
-    if (options_.recompute == Recompute::kBlock) {
-      RecomputeBlock(layer, b);
-    } else if (options_.recompute != Recompute::kNone) {
-      b->hidden = ActivationForward(layer, b->up);
-    }
+    const bool hidden_again = options_.recompute != Recompute::kNone;
+    if (options_.recompute == Recompute::kBlock) RecomputeBlock(layer, b);
 
     const BufferId ddown = BranchGradient(layer, dstream, 3);
-    LinearBackwardWeight(layer, b->hidden, ddown, block + "ffn.down_proj", ffn, d);
+    if (!hidden_again) LinearBackwardWeight(layer, b->hidden, ddown, block + "ffn.down_proj", ffn, d);
     const BufferId dhidden =
         LinearBackwardInput("d.hidden", layer, ddown, block + "ffn.down_proj", ffn, d);
     Op act{.kind = OpKind::kActivationBackward};
@@ -428,7 +425,12 @@ class Builder {
     act.dy = dhidden;
     act.y = config_.gated_ffn ? New("d.up", layer, Activation(UpWidth())) : dhidden;
     act.bytes = Dbl(Activation(2 * UpWidth() + ffn));
+    if (hidden_again) {
+      act.y2 = New("hidden.again", layer, Activation(ffn));
+      act.bytes += Dbl(Activation(ffn));
+    }
     Emit(act);
+    if (hidden_again) LinearBackwardWeight(layer, act.y2, ddown, block + "ffn.down_proj", ffn, d);
     if (norm_again) {
       b->norm2 = RecomputeNorm("ffn", layer, b->middle, Param(block + "norm_2.weight"),
                                Param(block + "norm_2.bias"));

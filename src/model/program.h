@@ -26,7 +26,7 @@ enum class OpKind {
   kLoss,                // chunked head and cross entropy on x; with backward y = dx
   kAttentionBackward,   // x = qkv, x2 = out, dy -> y = dqkv
   kQkvBackward,         // x = saved input, dy -> y
-  kActivationBackward,  // x = saved input, dy -> y
+  kActivationBackward,  // x = saved input, dy -> y; y2 = act(x) again
   kNormBackward,        // x = saved input, dy -> y (accumulate)
   kLinearBackwardInput,   // y = dy W
   kLinearBackwardWeight,  // dW += dy^T x, db += column sums

@@ -7,14 +7,13 @@ namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
-// act(x) and, where wanted, its derivative. Without it the functions are those of the matrix product's
-// epilogues (gelu.h), to the bit; with it both come from one exponential.
+// act(x) and, where wanted, its derivative, both of one exponential. Without it the functions are those
+// of the matrix product's epilogues (gelu.h), to the bit; with it too, but for the erf form.
 template <class V>
 struct Value {
   V y, slope;
 };
 
-constexpr float kSqrtTwoOverPi = 0.7978845608028654f;
 constexpr float kInvSqrtTwoPi = 0.3989422804014327f;
 
 // Standard normal distribution function and density. With a = |x| and t = 1 / (1 + 0.35 a),
@@ -53,23 +52,13 @@ template <Activation kActivation, bool kSlope, class V>
 TESSERA_INLINE Value<V> Evaluate(V x) {
   const F32 one = Set(1.0f);
   Value<V> out = {};
-  if constexpr (!kSlope && kActivation == Activation::kGeluTanh) {
-    out.y = GeluTanh(x);
-    return out;
-  }
   if constexpr (!kSlope && kActivation == Activation::kGeluErf) {
     out.y = GeluErf(x);
     return out;
   }
-  if constexpr (!kSlope && kActivation == Activation::kReluSquared) {
-    out.y = ReluSquared(x);
-    return out;
-  }
   if constexpr (kActivation == Activation::kGeluTanh) {
-    // x/2 (1 + tanh u) = x sigmoid(2u): no cancellation where tanh is near -1.
     const V x2 = x * x;
-    const V u = x * Fma(x2, Set(2.0f * kSqrtTwoOverPi * 0.044715f), Set(2.0f * kSqrtTwoOverPi));
-    const V s = Sigmoid(u);
+    const V s = GeluSigmoid(x, x2);
     out.y = x * s;
     if constexpr (kSlope) {
       const V du =
@@ -123,10 +112,18 @@ void ForwardAll(const ActivationArgs& args, ThreadPool& pool) {
   });
 }
 
-template <class T, Activation kActivation>
+// act(x) as the forward pass computes it; `value` is what came with the derivative.
+template <Activation kActivation, class V>
+TESSERA_INLINE V Again(V x, const Value<V>& value) {
+  if constexpr (kActivation == Activation::kGeluErf) return GeluErf(x);
+  else return value.y;
+}
+
+template <class T, Activation kActivation, bool kAgain>
 void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
   const T* x = static_cast<const T*>(args.x);
   const T* dy = static_cast<const T*>(args.dy);
+  T* y = static_cast<T*>(args.y);
   T* dx = static_cast<T*>(args.dx);
   const int64_t width = args.width;
   if (!args.gated) {
@@ -135,7 +132,10 @@ void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
         AskAhead(x + i, part);
         AskAhead(dy + i, part);
         AskAhead<true>(dx + i, part);
-        const auto v = Evaluate<kActivation, true>(Load(x + i, part));
+        if constexpr (kAgain) AskAhead<true>(y + i, part);
+        const auto in = Load(x + i, part);
+        const auto v = Evaluate<kActivation, true>(in);
+        if constexpr (kAgain) Store(y + i, Again<kActivation>(in, v), part);
         Store(dx + i, Load(dy + i, part) * v.slope, part);
       });
     });
@@ -149,9 +149,11 @@ void BackwardAll(const ActivationArgs& args, ThreadPool& pool) {
       T* dgate = dx + row * 2 * width;
       T* dup = dgate + width;
       ForManyVectors<kTogether>(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-        const auto v = Evaluate<kActivation, true>(Load(gate + i, part));
+        const auto in = Load(gate + i, part);
+        const auto v = Evaluate<kActivation, true>(in);
         const auto d = Load(dout + i, part);
         const auto u = Load(up + i, part);
+        if constexpr (kAgain) Store(y + row * width + i, Again<kActivation>(in, v) * u, part);
         Store(dgate + i, d * u * v.slope, part);
         Store(dup + i, d * v.y, part);
       });
@@ -170,14 +172,20 @@ void ForwardOf(const ActivationArgs& args, ThreadPool& pool) {
   }
 }
 
+template <class T, Activation kActivation>
+void BackwardAs(const ActivationArgs& args, ThreadPool& pool) {
+  if (args.y != nullptr) BackwardAll<T, kActivation, true>(args, pool);
+  else BackwardAll<T, kActivation, false>(args, pool);
+}
+
 template <class T>
 void BackwardOf(const ActivationArgs& args, ThreadPool& pool) {
   switch (args.activation) {
-    case Activation::kGeluTanh: return BackwardAll<T, Activation::kGeluTanh>(args, pool);
-    case Activation::kGeluErf: return BackwardAll<T, Activation::kGeluErf>(args, pool);
-    case Activation::kRelu: return BackwardAll<T, Activation::kRelu>(args, pool);
-    case Activation::kReluSquared: return BackwardAll<T, Activation::kReluSquared>(args, pool);
-    case Activation::kSilu: return BackwardAll<T, Activation::kSilu>(args, pool);
+    case Activation::kGeluTanh: return BackwardAs<T, Activation::kGeluTanh>(args, pool);
+    case Activation::kGeluErf: return BackwardAs<T, Activation::kGeluErf>(args, pool);
+    case Activation::kRelu: return BackwardAs<T, Activation::kRelu>(args, pool);
+    case Activation::kReluSquared: return BackwardAs<T, Activation::kReluSquared>(args, pool);
+    case Activation::kSilu: return BackwardAs<T, Activation::kSilu>(args, pool);
   }
 }
 

@@ -36,14 +36,18 @@ TESSERA_INLINE V GeluErf(V x) {
   return x * Set(0.5f) * Select(x < Zero(), tail, Set(2.0f) - tail);
 }
 
-// x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+constexpr float kSqrtTwoOverPi = 0.7978845608028654f;
+
+// The sigmoid of 2u, u = sqrt(2/pi) (x + 0.044715 x^3), where x2 = x^2.
+template <class V>
+TESSERA_INLINE V GeluSigmoid(V x, V x2) {
+  return Sigmoid(x * Fma(x2, Set(2.0f * kSqrtTwoOverPi * 0.044715f), Set(2.0f * kSqrtTwoOverPi)));
+}
+
+// x/2 (1 + tanh u) = x sigmoid(2u): no cancellation where tanh is near -1.
 template <class V>
 TESSERA_INLINE V GeluTanh(V x) {
-  const V x2 = x * x;
-  const V u = x * Fma(x2, Set(0.044715f * 0.79788456080286536f), Set(0.79788456080286536f));
-  // Clamped: beyond it the sigmoid is 0 or 1 to the last bit, and e^(-2u) must not overflow.
-  const V clamped = Min(Max(u, Set(-43.0f)), Set(43.0f));
-  return x / (Set(1.0f) + Exp(clamped * Set(-2.0f)));
+  return x * GeluSigmoid(x, x * x);
 }
 
 template <class V>
