@@ -52,6 +52,10 @@ struct NormBackwardArgs {
   bool accumulate_dx = false;    // dx += ..., where dx holds the residual stream's gradient
   float* dgain = nullptr;        // [width], accumulated; null without gain
   float* dbias = nullptr;        // [width], accumulated; null without bias
+  // [rows, width]: the forward pass's y again, the same bits, or null; with it its bias and rounding.
+  void* y = nullptr;
+  const float* bias = nullptr;
+  bool low_precision = false;
 };
 
 void NormForward(const NormForwardArgs& args, ThreadPool& pool);

@@ -12,6 +12,8 @@ struct Case {
   DType dtype = DType::kF32;
   bool gain = true, bias = true, residual = false, accumulate = false;
   int64_t offset = 0, sequence = 0;
+  bool again = true;  // backward writes y as well
+  bool low_precision = false;
 };
 
 struct Outputs {
@@ -34,7 +36,7 @@ Outputs RunOp(const Case& c, const Inputs& in, ThreadPool& pool, int64_t cut) {
   const int64_t n = c.rows * c.width;
   Buffer x(c.dtype, in.x, c.offset), residual(c.dtype, in.residual, c.offset),
       sum(c.dtype, n, c.offset), y(c.dtype, n, c.offset), dy(c.dtype, in.dy, c.offset),
-      dx(c.dtype, in.dx, c.offset);
+      dx(c.dtype, in.dx, c.offset), again(c.dtype, n, c.offset);
   Buffer gain(DType::kF32, in.gain, c.offset), bias(DType::kF32, in.bias, c.offset),
       dgain(DType::kF32, in.dgain, c.offset), dbias(DType::kF32, in.dbias, c.offset),
       mean(DType::kF32, c.rows), rstd(DType::kF32, c.rows);
@@ -55,6 +57,7 @@ Outputs RunOp(const Case& c, const Inputs& in, ThreadPool& pool, int64_t cut) {
     forward.y = y.At(at);
     forward.mean = c.kind == NormKind::kLayerNorm ? static_cast<float*>(mean.At(first)) : nullptr;
     forward.rstd = static_cast<float*>(rstd.At(first));
+    forward.low_precision = c.low_precision;
     NormForward(forward, pool);
 
     NormBackwardArgs backward;
@@ -72,13 +75,19 @@ Outputs RunOp(const Case& c, const Inputs& in, ThreadPool& pool, int64_t cut) {
     if (c.gain) backward.dgain = static_cast<float*>(dgain.data());
     if (c.bias) backward.dbias = static_cast<float*>(dbias.data());
     backward.sequence = c.sequence;
+    if (c.again) backward.y = again.At(at);
+    backward.bias = forward.bias;
+    backward.low_precision = c.low_precision;
     std::vector<std::byte> workspace(
         static_cast<size_t>(NormBackwardWorkspaceBytes(backward.rows, c.width, c.sequence)));
     NormBackward(backward, workspace.data(), pool);
   }
   for (const Buffer* buffer : {&x, &residual, &sum, &y, &dy, &dx, &gain, &bias, &dgain, &dbias,
-                               &mean, &rstd}) {
+                               &mean, &rstd, &again}) {
     EXPECT_TRUE(buffer->GuardsIntact());
+  }
+  if (c.again) {
+    EXPECT_EQ(again.Values(), y.Values());
   }
   return {sum.Values(),  y.Values(),  mean.Values(), rstd.Values(),
           dx.Values(), dgain.Values(), dbias.Values()};
@@ -90,6 +99,11 @@ void CheckCase(const Case& c) {
                                   << c.offset << " residual " << c.residual);
   const Inputs in = InputsOf(c);
   const Outputs got = RunOp(c, in, PoolOf(2), c.rows);
+  Case other = c;
+  other.again = false;
+  EXPECT_TRUE(RunOp(other, in, PoolOf(2), c.rows) == got);
+  other.again = other.low_precision = true;
+  RunOp(other, in, PoolOf(2), c.rows);
   const size_t width = static_cast<size_t>(c.width), n = in.x.size();
 
   Doubles input = in.x;

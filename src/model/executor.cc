@@ -174,7 +174,7 @@ Executor::Call Executor::Bind(const Op& op) const {
       args.y = At(op.y);
       args.mean = StatAt(op.stat0);
       args.rstd = StatAt(op.stat1);
-      args.low_precision = config.low_precision_norm && dtype_ == DType::kBf16;
+      args.low_precision = LowPrecisionNorms();
       return args;
     }
     case OpKind::kNormBackward: {
@@ -193,6 +193,9 @@ Executor::Call Executor::Bind(const Op& op) const {
       args.accumulate_dx = op.accumulate;
       args.dgain = Grad(op.weight);
       args.dbias = Grad(op.bias);
+      args.y = At(op.y2);
+      args.bias = Value(op.bias);
+      args.low_precision = LowPrecisionNorms();
       return args;
     }
     case OpKind::kLinear: {

@@ -132,6 +132,7 @@ class Executor {
   }
   kernels::Compute WeightGradientCompute(int64_t cut) const;
   kernels::GemmArgs LogitsProduct(const Op& op) const;
+  bool LowPrecisionNorms() const { return plan_.config.low_precision_norm && dtype_ == DType::kBf16; }
 
   // Address helpers; null for kNone.
   void* At(BufferId id) const;

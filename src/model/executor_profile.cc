@@ -79,7 +79,7 @@ Executor::OpForms Executor::FormsOf(const Op& op, OpProfile* profile) const {
           r * Dbl(config.d_model) *
           (op.kind == OpKind::kNorm
                ? kNormForward + (op.x2 == kNone ? Conversions(dtype_, 1, 1) : Conversions(dtype_, 2, 2))
-               : kNormBackward + Conversions(dtype_, op.accumulate ? 3 : 2, 1));
+               : kNormBackward + Conversions(dtype_, op.accumulate ? 3 : 2, op.y2 == kNone ? 1 : 2));
       break;
     case OpKind::kQkv:
     case OpKind::kQkvBackward:
@@ -197,7 +197,7 @@ std::vector<OpMove> Executor::MovesOf(size_t position, const std::vector<OpWork>
   }
   for (const BufferId id : {op.y, op.y2}) {
     if (id == kNone) continue;
-    const bool adds = op.accumulate || (op.kind == OpKind::kEmbedding && op.second && id == op.y);
+    const bool adds = id == op.y && (op.accumulate || (op.kind == OpKind::kEmbedding && op.second));
     const bool over = id == op.x || id == op.x2 || id == op.dy;
     if (adds) add(id, OpMove::Way::kRead);
     add(id, adds || over ? OpMove::Way::kInPlace : OpMove::Way::kFresh);

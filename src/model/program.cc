@@ -339,22 +339,9 @@ class Builder {
     *b = fresh;
   }
 
-  // The norm's output again from its saved input.
-  BufferId RecomputeNorm(std::string_view part, int64_t layer, BufferId input, ParamId gain,
-                         ParamId bias) {
-    Op op{.kind = OpKind::kNorm};
-    op.layer = layer;
-    op.x = input;
-    op.weight = gain;
-    op.bias = bias;
-    op.y = New(fmt::format("{}.norm.again", part), layer, Activation(config_.d_model));
-    op.bytes = 2 * Dbl(Activation(config_.d_model));
-    Emit(op);
-    return op.y;
-  }
-
+  // The norm's output again, as `again`, unless that is kNone.
   void NormBackward(int64_t layer, BufferId x, BufferId dy, BufferId mean, BufferId rstd,
-                    ParamId gain, ParamId bias, BufferId dx, bool accumulate) {
+                    ParamId gain, ParamId bias, BufferId dx, bool accumulate, BufferId again = kNone) {
     Op op{.kind = OpKind::kNormBackward};
     op.layer = layer;
     op.x = x;
@@ -364,8 +351,9 @@ class Builder {
     op.weight = gain;
     op.bias = bias;
     op.y = dx;
+    op.y2 = again;
     op.accumulate = accumulate;
-    op.bytes = (accumulate ? 4 : 3) * Dbl(Activation(config_.d_model));
+    op.bytes = (3 + (accumulate ? 1 : 0) + (again != kNone ? 1 : 0)) * Dbl(Activation(config_.d_model));
     Emit(op);
   }
 
@@ -399,6 +387,26 @@ class Builder {
     Emit(op);
   }
 
+  // What a norm's forward pass left.
+  struct NormBuffers {
+    BufferId x, y, mean, rstd;
+  };
+
+  // Backward of a norm of the stream and of the linear layer that reads it. A norm whose output was not
+  // kept is computed again with its gradient, and the weight's gradient comes last.
+  void NormedLinearBackward(std::string_view part, int64_t layer, const NormBuffers& norm, BufferId dy,
+                            const std::string& linear, int64_t out, const std::string& name,
+                            BufferId dstream) {
+    const int64_t d = config_.d_model;
+    const bool again = options_.recompute == Recompute::kNorm;
+    if (!again) LinearBackwardWeight(layer, norm.y, dy, linear, d, out);
+    const BufferId dnorm = LinearBackwardInput(fmt::format("d.{}", part), layer, dy, linear, d, out);
+    const BufferId y = again ? New(fmt::format("{}.again", part), layer, Activation(d)) : kNone;
+    NormBackward(layer, norm.x, dnorm, norm.mean, norm.rstd, Param(name + ".weight"),
+                 Param(name + ".bias"), dstream, true, y);
+    if (again) LinearBackwardWeight(layer, y, dy, linear, d, out);
+  }
+
   // The gradient of a residual branch: the stream's own, through dropout where there is one.
   BufferId BranchGradient(int64_t layer, BufferId dstream, int site) {
     if (config_.residual_dropout <= 0) return dstream;
@@ -411,7 +419,6 @@ class Builder {
     const std::string block = BlockName(layer);
     const std::string up_name = block + (config_.gated_ffn ? "ffn.gate_up_proj" : "ffn.up_proj");
     const int64_t d = config_.d_model, ffn = config_.ffn_dim();
-    const bool norm_again = options_.recompute == Recompute::kNorm;
     const bool hidden_again = options_.recompute != Recompute::kNone;
     if (options_.recompute == Recompute::kBlock) RecomputeBlock(layer, b);
 
@@ -431,14 +438,8 @@ class Builder {
     }
     Emit(act);
     if (hidden_again) LinearBackwardWeight(layer, act.y2, ddown, block + "ffn.down_proj", ffn, d);
-    if (norm_again) {
-      b->norm2 = RecomputeNorm("ffn", layer, b->middle, Param(block + "norm_2.weight"),
-                               Param(block + "norm_2.bias"));
-    }
-    LinearBackwardWeight(layer, b->norm2, act.y, up_name, d, UpWidth());
-    const BufferId dnorm2 = LinearBackwardInput("d.norm2", layer, act.y, up_name, d, UpWidth());
-    NormBackward(layer, b->middle, dnorm2, b->mean2, b->rstd2, Param(block + "norm_2.weight"),
-                 Param(block + "norm_2.bias"), dstream, true);
+    NormedLinearBackward("norm2", layer, {b->middle, b->norm2, b->mean2, b->rstd2}, act.y, up_name,
+                         UpWidth(), block + "norm_2", dstream);
 
     const BufferId dout = BranchGradient(layer, dstream, 2);
     LinearBackwardWeight(layer, b->attention, dout, block + "attn.out_proj", config_.q_width(), d);
@@ -466,16 +467,8 @@ class Builder {
                                                          : config_.q_width() + config_.kv_width()));
       Emit(op);
     }
-    if (norm_again) {
-      b->norm1 = RecomputeNorm("attn", layer, b->input, Param(block + "norm_1.weight"),
-                               Param(block + "norm_1.bias"));
-    }
-    LinearBackwardWeight(layer, b->norm1, attention.y, block + "attn.Wqkv", d,
-                         config_.qkv_width());
-    const BufferId dnorm1 = LinearBackwardInput("d.norm1", layer, attention.y,
-                                                block + "attn.Wqkv", d, config_.qkv_width());
-    NormBackward(layer, b->input, dnorm1, b->mean1, b->rstd1, Param(block + "norm_1.weight"),
-                 Param(block + "norm_1.bias"), dstream, true);
+    NormedLinearBackward("norm1", layer, {b->input, b->norm1, b->mean1, b->rstd1}, attention.y,
+                         block + "attn.Wqkv", config_.qkv_width(), block + "norm_1", dstream);
   }
 
   void EmbeddingBackward(BufferId dstream) {

@@ -27,7 +27,7 @@ enum class OpKind {
   kAttentionBackward,   // x = qkv, x2 = out, dy -> y = dqkv
   kQkvBackward,         // x = saved input, dy -> y
   kActivationBackward,  // x = saved input, dy -> y; y2 = act(x) again
-  kNormBackward,        // x = saved input, dy -> y (accumulate)
+  kNormBackward,        // x = saved input, dy -> y (accumulate); y2 = norm(x) again
   kLinearBackwardInput,   // y = dy W
   kLinearBackwardWeight,  // dW += dy^T x, db += column sums
   kEmbeddingBackward,   // tables += dy

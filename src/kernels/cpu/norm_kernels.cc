@@ -11,6 +11,22 @@ constexpr int64_t kLine = 64 / (int64_t)sizeof(T);  // elements of a cache line
 template <class T>
 constexpr int64_t kAhead = kAheadBytes / (int64_t)sizeof(T);
 
+// y of normalised values at columns i on.
+template <class T, class Args, class Part>
+TESSERA_INLINE F32 Scaled(const Args& args, int64_t i, F32 v, Part part) {
+  const float *gain = args.gain, *bias = args.bias;
+  const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
+  return gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;
+}
+template <class T, class Args, class Part>
+TESSERA_INLINE F32 ScaledInLowPrecision(const Args& args, int64_t i, F32 v, Part part) {
+  const float *gain = args.gain, *bias = args.bias;
+  v = RoundTo<T>(v);
+  if (gain != nullptr) v = RoundTo<T>(v * RoundTo<T>(Load(gain + i, part)));
+  if (bias != nullptr) v = v + RoundTo<T>(Load(bias + i, part));
+  return v;
+}
+
 template <class T, NormKind kKind>
 void ForwardRow(const NormForwardArgs& args, int64_t row) {
   const int64_t width = args.width;
@@ -51,25 +67,19 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
   const float rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + args.eps);
   if (args.rstd != nullptr) args.rstd[row] = rstd;
 
-  const float* gain = args.gain;
-  const float* bias = args.bias;
   T* y = static_cast<T*>(args.y) + row * width;
   const F32 rstds = Set(rstd);
   if (args.low_precision) {
     ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
-      F32 v = RoundTo<T>((Load(x + i, part) - mean) * rstds);
-      if (gain != nullptr) v = RoundTo<T>(v * RoundTo<T>(Load(gain + i, part)));
-      if (bias != nullptr) v = v + RoundTo<T>(Load(bias + i, part));
-      Store(y + i, v, part);
+      const F32 v = (Load(x + i, part) - mean) * rstds;
+      Store(y + i, ScaledInLowPrecision<T>(args, i, v, part), part);
     });
     return;
   }
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
     if (i % kLine<T> == 0) __builtin_prefetch(y + 2 * width + i, 1);
-    F32 v = (Load(x + i, part) - mean) * rstds;
-    const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
-    v = gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;
-    Store(y + i, v, part);
+    const F32 v = (Load(x + i, part) - mean) * rstds;
+    Store(y + i, Scaled<T>(args, i, v, part), part);
   });
 }
 
@@ -91,15 +101,16 @@ void Forward(const NormForwardArgs& args, ThreadPool& pool) {
   }
 }
 
-// Rows [row, row + kRows): dx and, with kGains, their terms of the gains' gradients, added in the
-// order of the rows.
-template <class T, NormKind kKind, bool kGains, int kRows>
+// Rows [row, row + kRows): dx, with kAgain y, and, with kGains, their terms of the gains' gradients,
+// added in the order of the rows.
+template <class T, NormKind kKind, bool kGains, bool kAgain, int kRows>
 TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, float* dgain, float* dbias) {
   constexpr bool kLayer = kKind == NormKind::kLayerNorm;
   const int64_t width = args.width;
   const T* x = static_cast<const T*>(args.x) + row * width;
   const T* dy = static_cast<const T*>(args.dy) + row * width;
   T* dx = static_cast<T*>(args.dx) + row * width;
+  T* y = kAgain ? static_cast<T*>(args.y) + row * width : nullptr;
   const float* gain = args.gain;
   float mean[kRows] = {};
   F32 rstd[kRows], mean_qx[kRows], mean_q[kRows];
@@ -129,8 +140,14 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * width + i;
       if (i % kLine<T> == 0) __builtin_prefetch(dx + kRows * width + at, 1);
+      if (kAgain && i % kLine<T> == 0) __builtin_prefetch(y + kRows * width + at, 1);
       const F32 d = Load(dy + at, part);
       const F32 xh = (Load(x + at, part) - mean[r]) * rstd[r];
+      if constexpr (kAgain) {
+        Store(y + at,
+              args.low_precision ? ScaledInLowPrecision<T>(args, i, xh, part) : Scaled<T>(args, i, xh, part),
+              part);
+      }
       if constexpr (kGains) {
         dg = Fma(d, xh, dg);
         db = db + d;
@@ -170,15 +187,22 @@ struct Runs {
   }
 };
 
-template <class T, NormKind kKind, bool kGains>
-void BackwardRange(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
-                   float* dbias) {
+template <class T, NormKind kKind, bool kGains, bool kAgain>
+void BackwardRangeAs(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
+                     float* dbias) {
   constexpr int kTogether = 8 / (int)sizeof(T);  // with the next ones they stay in the nearest cache
   int64_t row = first;
   for (; row + kTogether <= last; row += kTogether) {
-    BackwardRows<T, kKind, kGains, kTogether>(args, row, dgain, dbias);
+    BackwardRows<T, kKind, kGains, kAgain, kTogether>(args, row, dgain, dbias);
   }
-  for (; row < last; ++row) BackwardRows<T, kKind, kGains, 1>(args, row, dgain, dbias);
+  for (; row < last; ++row) BackwardRows<T, kKind, kGains, kAgain, 1>(args, row, dgain, dbias);
+}
+
+template <class T, NormKind kKind, bool kGains>
+void BackwardRange(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
+                   float* dbias) {
+  if (args.y != nullptr) BackwardRangeAs<T, kKind, kGains, true>(args, first, last, dgain, dbias);
+  else BackwardRangeAs<T, kKind, kGains, false>(args, first, last, dgain, dbias);
 }
 
 // Without gains' gradients rows are independent. With them each run of rows sums its terms into a
