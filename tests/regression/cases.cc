@@ -232,7 +232,7 @@ Body NormBackwardCase(kernels::NormKind kind) {
   };
 }
 
-Body ActivationCase(kernels::Activation activation, bool gated, bool backward) {
+Body ActivationCase(kernels::Activation activation, bool gated, bool backward, bool again = false) {
   kernels::ActivationArgs args;
   args.activation = activation;
   args.gated = gated;
@@ -243,6 +243,7 @@ Body ActivationCase(kernels::Activation activation, bool gated, bool backward) {
   args.y = Values<bf16>(kRows * kWidth);
   args.dy = Values<bf16>(kRows * kWidth);
   args.dx = Values<bf16>(2 * kRows * kWidth);
+  if (backward && !again) args.y = nullptr;
   if (backward) return [args] { kernels::ActivationBackward(args, Pool()); };
   return [args] { kernels::ActivationForward(args, Pool()); };
 }
@@ -438,6 +439,7 @@ const std::map<std::string, std::function<Body()>>& Cases() {
       {"rmsnorm.backward", [] { return NormBackwardCase(NormKind::kRmsNorm); }},
       {"gelu.forward", [] { return ActivationCase(Activation::kGeluTanh, false, false); }},
       {"gelu.backward", [] { return ActivationCase(Activation::kGeluTanh, false, true); }},
+      {"gelu.backward.y", [] { return ActivationCase(Activation::kGeluTanh, false, true, true); }},
       {"swiglu.forward", [] { return ActivationCase(Activation::kSilu, true, false); }},
       {"swiglu.backward", [] { return ActivationCase(Activation::kSilu, true, true); }},
       {"loss", LossCase},

@@ -11,21 +11,23 @@ constexpr int64_t kLine = 64 / (int64_t)sizeof(T);  // elements of a cache line
 template <class T>
 constexpr int64_t kAhead = kAheadBytes / (int64_t)sizeof(T);
 
-// y of normalised values at columns i on.
-template <class T, class Args, class Part>
-TESSERA_INLINE F32 Scaled(const Args& args, int64_t i, F32 v, Part part) {
-  const float *gain = args.gain, *bias = args.bias;
-  const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
-  return gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;
-}
-template <class T, class Args, class Part>
-TESSERA_INLINE F32 ScaledInLowPrecision(const Args& args, int64_t i, F32 v, Part part) {
-  const float *gain = args.gain, *bias = args.bias;
-  v = RoundTo<T>(v);
-  if (gain != nullptr) v = RoundTo<T>(v * RoundTo<T>(Load(gain + i, part)));
-  if (bias != nullptr) v = v + RoundTo<T>(Load(bias + i, part));
-  return v;
-}
+// From normalised values at columns i on to y. Gain and bias may be null.
+struct Affine {
+  const float *gain, *bias;
+
+  template <class Part>
+  TESSERA_INLINE F32 operator()(int64_t i, F32 v, Part part) const {
+    const F32 b = bias != nullptr ? Load(bias + i, part) : Zero();
+    return gain != nullptr ? Fma(v, Load(gain + i, part), b) : v + b;
+  }
+  template <class T, class Part>
+  TESSERA_INLINE F32 InLowPrecision(int64_t i, F32 v, Part part) const {
+    v = RoundTo<T>(v);
+    if (gain != nullptr) v = RoundTo<T>(v * RoundTo<T>(Load(gain + i, part)));
+    if (bias != nullptr) v = v + RoundTo<T>(Load(bias + i, part));
+    return v;
+  }
+};
 
 template <class T, NormKind kKind>
 void ForwardRow(const NormForwardArgs& args, int64_t row) {
@@ -69,17 +71,18 @@ void ForwardRow(const NormForwardArgs& args, int64_t row) {
 
   T* y = static_cast<T*>(args.y) + row * width;
   const F32 rstds = Set(rstd);
+  const Affine affine = {args.gain, args.bias};
   if (args.low_precision) {
     ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
       const F32 v = (Load(x + i, part) - mean) * rstds;
-      Store(y + i, ScaledInLowPrecision<T>(args, i, v, part), part);
+      Store(y + i, affine.InLowPrecision<T>(i, v, part), part);
     });
     return;
   }
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
     if (i % kLine<T> == 0) __builtin_prefetch(y + 2 * width + i, 1);
     const F32 v = (Load(x + i, part) - mean) * rstds;
-    Store(y + i, Scaled<T>(args, i, v, part), part);
+    Store(y + i, affine(i, v, part), part);
   });
 }
 
@@ -132,7 +135,8 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
     mean_qx[r] = Set(sums[0] / static_cast<float>(width));
     mean_q[r] = Set(sums[1] / static_cast<float>(width));
   }
-  const bool accumulate = args.accumulate_dx;
+  const bool accumulate = args.accumulate_dx, low_precision = args.low_precision;
+  const Affine affine = {gain, args.bias};
   ForVectors(0, width, [&](int64_t i, auto part) TESSERA_INLINE_LAMBDA {
     const F32 g = gain != nullptr ? Load(gain + i, part) : Set(1.0f);
     F32 dg = kGains ? Load(dgain + i, part) : Zero();
@@ -144,9 +148,8 @@ TESSERA_INLINE void BackwardRows(const NormBackwardArgs& args, int64_t row, floa
       const F32 d = Load(dy + at, part);
       const F32 xh = (Load(x + at, part) - mean[r]) * rstd[r];
       if constexpr (kAgain) {
-        Store(y + at,
-              args.low_precision ? ScaledInLowPrecision<T>(args, i, xh, part) : Scaled<T>(args, i, xh, part),
-              part);
+        const F32 again = low_precision ? affine.InLowPrecision<T>(i, xh, part) : affine(i, xh, part);
+        Store(y + at, again, part);
       }
       if constexpr (kGains) {
         dg = Fma(d, xh, dg);
