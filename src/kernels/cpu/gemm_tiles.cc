@@ -6,7 +6,8 @@
 // them with every sliver of the shared operand:
 //   blocks of own slivers -> chunks of k -> shared slivers -> blocks of k (the shared sliver's part
 //   stays in L1) -> own slivers -> tiles.
-// Own slivers stream from L2 past what stays in L1. Between blocks of k the chains of a tile of C rest
+// Own slivers stream from L2 past what stays in L1; a shared sliver of A that is read in place gets there
+// as a copy in one piece (docs/decisions/0016). Between blocks of k the chains of a tile of C rest
 // in a buffer of the thread; what finished tiles need before they are C is done among the products of
 // the next one.
 #include "kernels/cpu/gemm_finish.h"
