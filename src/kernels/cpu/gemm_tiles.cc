@@ -64,12 +64,13 @@ struct Slivers {
   int64_t step = kStepBytes;    // from step to step of k
   int64_t row = 64;             // from row to row of a tile
   int64_t second = kTileBytes;  // from the first to the second tile of a step
-  // Takes the place of sliver `edge_index`, packed: rows past the last one can't be read.
-  const char* edge = nullptr;
-  int64_t edge_index = -1;
+  // Sliver `apart_index` lies there instead, packed: the last one, as rows past its end can't be read, or
+  // one that was copied.
+  const char* apart = nullptr;
+  int64_t apart_index = -1;
 
   TESSERA_INLINE TileInput At(int64_t index) const {
-    if (index == edge_index) return {edge, kStepBytes, 64, kTileBytes};
+    if (index == apart_index) return {apart, kStepBytes, 64, kTileBytes};
     return {data + index * sliver, step, row, second};
   }
 };
@@ -297,8 +298,8 @@ void ViewBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t 
   a->step = 64;
   a->second = kTileRows * a->row;
   if (args.m % kSliver != 0) {
-    a->edge = buffers.edge + block.begin * kStepBytes;
-    a->edge_index = job.row_slivers - 1;
+    a->apart = buffers.edge + block.begin * kStepBytes;
+    a->apart_index = job.row_slivers - 1;
   }
 }
 
@@ -318,7 +319,7 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   const int64_t own_count = strip.end - strip.begin;
   TileTask task = {};
   // Rows of A itself may fall on few sets of L1: the first own sliver leaves them in one piece.
-  const bool copies = job.direct_a && !job.rows_owned && strip.shared != a.edge_index;
+  const bool copies = job.direct_a && !job.rows_owned && strip.shared != a.apart_index;
   if (copies && own_count > 1) task.copy = copy;
   task.steps = steps;
   task.first = strip.first;
@@ -361,8 +362,8 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
     }
     RunTile(job, a, b, task, finishing);
     if (task.copy == nullptr) continue;
-    a.edge = task.copy;
-    a.edge_index = strip.shared;
+    a.apart = task.copy;
+    a.apart_index = strip.shared;
     task.copy = nullptr;
   }
 }
