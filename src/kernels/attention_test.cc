@@ -163,6 +163,9 @@ TEST(AttentionOfPairs, MatchesTheReference) {
     Check(Dot({.batch = 3, .length = 33, .heads = 3, .kv_heads = 1, .head_size = 24}));
     Check(Dot({.batch = 2, .length = 70, .heads = 5, .kv_heads = 5, .head_size = 8}));
     Check(Dot({.length = 101, .heads = 8, .kv_heads = 1, .head_size = 32, .causal = false}));
+    // More rows of a group than are packed together.
+    Check(Dot({.length = 150, .heads = 8, .kv_heads = 1, .head_size = 128}));
+    Check(Dot({.length = 130, .heads = 8, .kv_heads = 1, .head_size = 136, .window = 20}));
   });
 }
 
@@ -193,6 +196,7 @@ TEST(AttentionOfPairs, BitsDependNeitherOnThreadsNorOnTheBatch) {
              .kv_heads = 2,
              .head_size = 8,
              .dropout = 0.1f}),
+        Dot({.batch = 3, .length = 530, .heads = 1, .kv_heads = 1, .head_size = 256}),
         Dot({.batch = 3,
              .length = 97,
              .heads = 3,

@@ -17,7 +17,7 @@ namespace tessera::kernels::TESSERA_ISA {
 using AttentionScope = TileScope;
 
 // C [row_begin, row_end) x [0, cols) = (kStore) or += (kAdd) A B over words [depth_begin, depth_end);
-// all of them multiples of kTileRows.
+// all of them multiples of kTileRows. A is what streams past: what stays in L1 are B and C.
 template <Update kUpdate>
 void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64_t cols,
                      int64_t depth_begin, int64_t depth_end, Requests* requests) {
@@ -32,7 +32,7 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
       float* c = p.c + row * p.ldc + col;
       const float* from = kUpdate == Update::kAdd ? c : nullptr;
       requests->Ask();
-      MultiplyPart<Streamed::kNone>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
+      MultiplyPart<Streamed::kA>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
                                     nullptr, [](int64_t) {});
     }
   }
@@ -104,9 +104,9 @@ TESSERA_INLINE void ScaleColumns(const float* scale, int64_t rows, int64_t vecto
   }
 }
 
-// The first `count` columns of x [size, kTile], times scale[column], as rows row_at(column) of `size`
-// elements. Whole vectors of x are read.
-template <class RowAt>
+// The first `count` columns of x [size, kLd], times scale[column], as rows row_at(column) of `size`
+// elements; null rows are left out. Whole vectors of x are read.
+template <int64_t kLd = kTile, class RowAt>
 TESSERA_INLINE void UnpackTransposed(const float* x, int64_t size, int64_t count, const float* scale,
                                      const RowAt& row_at) {
   for (int64_t c0 = 0; c0 < count; c0 += kLanes) {
@@ -114,13 +114,27 @@ TESSERA_INLINE void UnpackTransposed(const float* x, int64_t size, int64_t count
     decltype(row_at(c0)) rows[kLanes];
     for (int64_t c = 0; c < columns; ++c) rows[c] = row_at(c0 + c);
     const F32 factor = Load(scale + c0);
-    for (int64_t d0 = 0; d0 < size; d0 += kLanes) {
+    int64_t d0 = 0;
+    for (; d0 + 2 * kLanes <= size; d0 += 2 * kLanes) {  // rounded first: half as much to transpose
       F32 block[kLanes];
 #pragma GCC unroll 16
-      for (int64_t d = 0; d < kLanes; ++d) block[d] = Load(x + (d0 + d) * kTile + c0) * factor;
+      for (int64_t d = 0; d < kLanes; ++d) {
+        const float* pair = x + (d0 + 2 * d) * kLd + c0;
+        block[d] = FromBits(RoundToPairs(Load(pair) * factor, Load(pair + kLd) * factor));
+      }
+      Transpose(block);
+      for (int64_t c = 0; c < columns; ++c) {
+        if (rows[c] != nullptr) StoreWords(rows[c] + d0, Bits(block[c]));
+      }
+    }
+    for (; d0 < size; d0 += kLanes) {
+      F32 block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t d = 0; d < kLanes; ++d) block[d] = Load(x + (d0 + d) * kLd + c0) * factor;
       Transpose(block);
       const int64_t left = size - d0;
       for (int64_t c = 0; c < columns; ++c) {
+        if (rows[c] == nullptr) continue;
         if (left < kLanes) StorePartial(rows[c] + d0, block[c], left);
         else Store(rows[c] + d0, block[c]);
       }

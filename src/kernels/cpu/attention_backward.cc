@@ -6,18 +6,14 @@
 // sum over chunks in order of the sum over the chunk's panels in order. One thread takes a whole
 // (sequence, kv head); where the last few of those would leave threads idle, a thread takes one
 // chunk of them with a dQ of its own, and the chunks' dQ are added up afterwards in the same order.
-#include "kernels/cpu/attention_amx.h"
-#include "kernels/cpu/attention_tiles.h"
-#include "kernels/cpu/many.h"
+#include "kernels/cpu/attention_gradient.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 
 namespace {
 
 // Keys whose packed forms and gradients (5 panels of fp32) stay in a 1 MiB L2 beside a row tile.
-// Where tiles multiply, twice as many: L2 is larger there, and packing rows for a panel more of the work.
-int64_t PanelKeys(int64_t padded) { return (padded <= 128 ? 256 : 128) * (kHasTiles ? 2 : 1); }
-inline constexpr int64_t kMaxPanelTiles = 512 / kTile;  // the most of PanelKeys
+int64_t PanelKeys(int64_t padded) { return padded <= 128 ? 256 : 128; }
 inline constexpr int64_t kMaxChunks = 8;
 
 struct Plan {
@@ -43,20 +39,19 @@ Plan MakePlan(const Problem& p, int num_threads) {
 
 struct Scratch {
   RowLimits* rows = nullptr;
-  float* keys_t = nullptr;    // [panel tiles][depth (with tiles depth_stride), kTile]
+  float* keys_t = nullptr;    // [panel tiles][depth, kTile]
   float* values_t = nullptr;  // the same
   float* keys = nullptr;      // [panel_keys, padded], or half as many rows of pairs
-  float* dk = nullptr;        // [panel_keys, padded]; with tiles [panel tiles][padded, kTile]
+  float* dk = nullptr;        // [panel_keys, padded]
   float* dv = nullptr;
   float* q = nullptr;          // [kTile, depth_stride]; floats are scaled
   float* dout = nullptr;       // [kTile, depth_stride]
   float* q_rows = nullptr;     // the same as B of products over rows: in floats the same memory,
-  float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]; with tiles as A: [padded, kTile / 2]
+  float* dout_rows = nullptr;  // in pairs [kTile / 2, padded]
   float* dq = nullptr;        // [kTile, padded]: the panel's part
   float* p = nullptr;         // [kTile queries, kTile keys]: scores, then probabilities
   float* ds = nullptr;        // the same: dP, then dS
-  float* ds_words = nullptr;  // dS with pairs along keys: [kTile, kTile / 2], with tiles of a panel:
-                              // [kTile, panel_keys / 2]; floats: ds
+  float* ds_words = nullptr;  // dS with pairs along keys: [kTile, kTile / 2]; floats: ds
   float* keep = nullptr;      // [kTile]
   float* delta = nullptr;     // [rows]
   float* chunk_dq = nullptr;  // [rows, padded], where a chunk has several panels
@@ -81,7 +76,7 @@ Scratch CarveScratch(Carver* carver, const Problem& p, const Plan& plan, Word wo
   s.dq = carver->Floats(tile);
   s.p = carver->Floats(kTile * kTile);
   s.ds = carver->Floats(kTile * kTile);
-  s.ds_words = carver->Floats(kTile * (kHasTiles ? plan.panel_keys : kTile) / 2);
+  s.ds_words = carver->Floats(kTile * kTile / 2);
   s.keep = carver->Floats(kTile);
   s.delta = carver->Floats(p.rows);
   s.requests = (Requests*)carver->Take((int64_t)sizeof(Requests));
@@ -110,118 +105,9 @@ Shared CarveShared(Carver* carver, const Problem& p, const Plan& plan) {
   return s;
 }
 
-// Rows of keys_t and values_t: tiles multiply whole vectors.
-int64_t TransposedDepth(const Problem& p) { return kHasTiles ? p.depth_stride : p.depth; }
-
-template <class T>
-struct Unit {
-  int64_t sequence, kv_head;
-  GroupRows<const T> q, out, dout;
-  GroupRows<T> dq;
-  const T *k, *v;
-  T *dk, *dv;
-  int64_t kv_stride;
-  const float* lse;  // [group][length]
-};
-
-template <class T>
-Unit<T> MakeUnit(const AttentionBackwardArgs& args, const Problem& p, int64_t index) {
-  const AttentionForwardArgs& f = args.forward;
-  const int64_t size = p.shape.head_size;
-  const int64_t sequence = index / p.shape.kv_heads, kv_head = index % p.shape.kv_heads;
-  const int64_t token = sequence * p.shape.length, head = kv_head * p.group;
-  const int64_t q = token * f.q_stride + head * size, out = token * f.out_stride + head * size;
-  const int64_t kv = token * f.kv_stride + kv_head * size;
-  Unit<T> unit;
-  unit.sequence = sequence;
-  unit.kv_head = kv_head;
-  unit.q = {(const T*)f.q + q, f.q_stride, size, p.group};
-  unit.out = {(const T*)f.out + out, f.out_stride, size, p.group};
-  unit.dout = {(const T*)args.dout + out, f.out_stride, size, p.group};
-  unit.dq = {(T*)args.dq + q, f.q_stride, size, p.group};
-  unit.k = (const T*)f.k + kv;
-  unit.v = (const T*)f.v + kv;
-  unit.dk = (T*)args.dk + kv;
-  unit.dv = (T*)args.dv + kv;
-  unit.kv_stride = f.kv_stride;
-  unit.lse = f.lse + (sequence * p.shape.heads + head) * p.shape.length;
-  return unit;
-}
-
-// delta[r] = sum over d of dO O.
-template <class T>
-void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end, float* delta) {
-  const int64_t size = p.shape.head_size;
-  for (int64_t r = begin; r < end; ++r) {
-    const T *a = unit.dout.Row(r), *b = unit.out.Row(r);
-    if (r + kRowsAhead < end) {
-      PrefetchRow(unit.dout.Row(r + kRowsAhead), size);
-      PrefetchRow(unit.out.Row(r + kRowsAhead), size);
-    }
-    F32 sum = Zero();
-    int64_t d = 0;
-    for (; d + kLanes <= size; d += kLanes) sum = Fma(Load(a + d), Load(b + d), sum);
-    if (d < size) sum = Fma(LoadPartial(a + d, size - d), LoadPartial(b + d, size - d), sum);
-    delta[r] = Sum(sum);
-  }
-}
-
-// One row of a score tile: in p the scores and in ds the dP of the vectors that hold keys
-// [from, to); out p = probabilities as they met V, ds = gradients of the packed product Q K^T
-// (short of the factor that ends in q_scale). Zero for the other keys.
-template <bool kEdge, bool kAlibi, bool kCap>
-TESSERA_INLINE void ScoreRow(const Problem& problem, const Scratch& s, int64_t r, float lse,
-                             float delta, int64_t begin, int64_t from, int64_t to) {
-  constexpr int kTogether = 4;  // vectors computed as one (many.h)
-  static_assert(kTileVectors % kTogether == 0);
-  float* p = s.p + r * kTile;
-  float* ds = s.ds + r * kTile;
-  const bool dropout = problem.shape.dropout > 0;
-  if (dropout) KeepRow(problem, s.rows->element[r], begin, s.keep);
-  F32 lanes;
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = (float)i;
-  for (int64_t k = 0; k < kTile; k += kTogether * kLanes) {
-    constexpr Several<kTogether> kPart;
-    if (kEdge && (to <= k || from >= k + kTogether * kLanes)) {
-      Store(p + k, Many<kTogether>(Zero()), kPart);
-      Store(ds + k, Many<kTogether>(Zero()), kPart);
-      continue;
-    }
-    Many<kTogether> x = Load(p + k, kPart), local;
-    if constexpr (kHasTiles) x = Set(problem.q_scale) * x;
-    Each<kTogether>(TESSERA_EACH(i) { local.v[i] = lanes + Set((float)(k + i * kLanes)); });
-    Many<kTogether> slope = Set(1.0f);  // of the soft cap
-    if constexpr (kCap) {
-      const auto t = Tanh(x);
-      slope = Set(1.0f) - t * t;
-      x = Set(problem.cap) * t;
-    }
-    if constexpr (kAlibi) {
-      const auto key = local + Set((float)begin);
-      x = Fma(Set(-s.rows->slope[r]), Abs(Set(s.rows->position[r]) - key), x);
-    }
-    auto y = Exp2(x - Set(lse));
-    if constexpr (kEdge) {  // what stands there of another tile may be anything
-      y = Select(local < Set((float)from), Zero(), Select(local < Set((float)to), y, Zero()));
-    }
-    auto dp = Load(ds + k, kPart), met = y;
-    if (dropout) {
-      const auto keep = Load(s.keep + k, kPart);
-      dp = dp * keep;
-      met = y * keep;
-    }
-    auto d = y * (dp - Set(delta));
-    if constexpr (kCap) d = d * slope;
-    if constexpr (kEdge) d = Select(y > Zero(), d, Zero());
-    Store(p + k, met, kPart);
-    Store(ds + k, d, kPart);
-  }
-}
-
-// The finished tiles p and ds as words of pairs: along rows both, along keys ds alone, whose rows then
-// lie `words_stride` apart.
-void RoundTiles(const Scratch& s, int64_t count, float* words, int64_t words_stride) {
-  const int64_t rows = RoundUp(count, kHasTiles ? kDepthRows : 2);
+// The finished tiles p and ds as words of pairs: along rows both, along keys ds alone.
+void RoundTiles(const Scratch& s, int64_t count) {
+  const int64_t rows = RoundUp(count, 2);
   if (rows > count) {
     const size_t bytes = (size_t)((rows - count) * kTile) * 4;
     std::memset(s.p + count * kTile, 0, bytes);
@@ -230,7 +116,7 @@ void RoundTiles(const Scratch& s, int64_t count, float* words, int64_t words_str
   for (int64_t r = 0; r < count; ++r) {
     const float* from = s.ds + r * kTile;
     for (int64_t k = 0; k < kTile; k += 2 * kLanes) {
-      StoreWords(words + r * words_stride + k / 2,
+      StoreWords(s.ds_words + r * kTile / 2 + k / 2,
                  RoundToWords(Load(from + k), Load(from + k + kLanes)));
     }
   }
@@ -243,19 +129,17 @@ TESSERA_INLINE bool SeesSome(const int64_t* from, const int64_t* to, int64_t beg
   return (from[0] < end && to[0] > begin) || (from[1] < end && to[1] > begin);
 }
 
-// ScoreRow and RoundTiles in one, without bias, cap and dropout, for rows [begin, end) (even) from the
-// raw products Q K^T. Where kEdge, row r sees keys [from[r], to[r]) of the tile, none past the last row.
+// ScoreRow and RoundTiles in one, without bias, cap and dropout, for rows [0, end) (even) from the raw
+// products Q K^T. Where kEdge, row r sees keys [from[r], to[r]) of the tile, none past the last row.
 template <bool kEdge>
-void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t end,
-               const float* lse, const float* delta, const int64_t* from, const int64_t* to,
-               float* words, int64_t words_stride) {
+void PlainRows(const Problem& problem, const Scratch& s, int64_t end, const float* lse,
+               const float* delta, const int64_t* from, const int64_t* to) {
   constexpr int kVectors = 2;  // of keys, of two rows each
   using Part = Many<2 * kVectors>;
   const F32 q_scale = Set(problem.q_scale);
   I32 lanes;
   for (int32_t i = 0; i < kLanes; ++i) lanes[i] = i;
-  for (int64_t r = begin; r < end; r += 2) {
-    if ((r - begin) % 16 == 0) KeepTilesAwake();
+  for (int64_t r = 0; r < end; r += 2) {
     const float *p = s.p + r * kTile, *ds = s.ds + r * kTile;
     float *p_pairs = s.p + r / 2 * kTile, *ds_pairs = s.ds + r / 2 * kTile;
     Part minus_lse, minus_delta;
@@ -271,7 +155,7 @@ void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t 
           StoreWords(p_pairs + k + v * kLanes, U32{});
           StoreWords(ds_pairs + k + v * kLanes, U32{});
         }
-        for (int64_t i = 0; i < 2; ++i) StoreWords(words + (r + i) * words_stride + k / 2, U32{});
+        for (int64_t i = 0; i < 2; ++i) StoreWords(s.ds_words + (r + i) * kTile / 2 + k / 2, U32{});
         continue;
       }
       Part x, d;
@@ -297,52 +181,18 @@ void PlainRows(const Problem& problem, const Scratch& s, int64_t begin, int64_t 
         StoreWords(ds_pairs + at, RoundToPairs(d.v[v], d.v[kVectors + v]));
       }
       for (int64_t i = 0; i < 2; ++i) {
-        StoreWords(words + (r + i) * words_stride + k / 2,
+        StoreWords(s.ds_words + (r + i) * kTile / 2 + k / 2,
                    RoundToWords(d.v[i * kVectors], d.v[i * kVectors + 1]));
       }
     }
   }
 }
 
-// With tiles: adds the rounded p and ds of `count` rows to dv and dk of a tile of keys; the first ones
-// write them.
-void AddToKeys(const Problem& problem, const Scratch& s, int64_t tile_index, int64_t count,
-               bool writes_keys) {
-  const int64_t offset = tile_index * kTile * problem.padded;
-  const int64_t row_words = RoundUp(count, kDepthRows) / 2;
-  const Product dv_t = {
-      .a = s.dout_rows, .lda = kTile / 2, .b = s.p, .ldb = kTile, .c = s.dv + offset, .ldc = kTile};
-  const Product dk_t = {
-      .a = s.q_rows, .lda = kTile / 2, .b = s.ds, .ldb = kTile, .c = s.dk + offset, .ldc = kTile};
-  for (const Product& product : {dv_t, dk_t}) {
-    if (writes_keys) {
-      MultiplyOnTiles<Update::kStore>(product, 0, problem.padded, kTile, 0, row_words, s.requests);
-    } else {
-      MultiplyOnTiles<Update::kAdd>(product, 0, problem.padded, kTile, 0, row_words, s.requests);
-    }
-  }
-}
-
-// With tiles: dq of a tile of rows from the dS of keys [from, to) of a panel, whole tiles of them.
-void QueryGradient(const Problem& problem, const Scratch& s, int64_t panel_keys, int64_t from,
-                   int64_t to) {
-  const Product dq = {.a = s.ds_words,
-                      .lda = panel_keys / 2,
-                      .b = s.keys,
-                      .ldb = problem.padded,
-                      .c = s.dq,
-                      .ldc = problem.padded};
-  MultiplyOnTiles<Update::kStore>(dq, 0, RoundUp(s.rows->count, kTileRows), problem.padded, from / 2,
-                                  to / 2, s.requests);
-}
-
-// One tile of rows (packed in scratch) with one tile of keys: adds to dk and dv of scratch, which with
-// tiles the first rows write, and to dq, which the first keys write; with tiles dS is left for
-// QueryGradient instead.
+// One tile of rows (packed in scratch) with one tile of keys: adds to dk and dv of scratch, and to dq, which
+// the first keys write.
 template <Word kWord>
 void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, const float* delta,
-                  int64_t panel_begin, int64_t panel_keys, int64_t tile_index, int64_t n,
-                  bool writes_dq, [[maybe_unused]] bool writes_keys) {
+                  int64_t panel_begin, int64_t tile_index, int64_t n, bool writes_dq) {
   constexpr bool kPairs = kWord == Word::kPair;
   constexpr Update kScores = kPairs ? Update::kScaled : Update::kStore;
   const RowLimits& rows = *s.rows;
@@ -356,9 +206,8 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
     for (int64_t r = 0; r < kTile; ++r) rows.KeysOf(r, 1, begin, n, &from[r], &to[r]);
   }
 
-  const int64_t tile_depth = TransposedDepth(problem);
-  const float* keys_t = s.keys_t + tile_index * tile_depth * kTile;
-  const float* values_t = s.values_t + tile_index * tile_depth * kTile;
+  const float* keys_t = s.keys_t + tile_index * depth * kTile;
+  const float* values_t = s.values_t + tile_index * depth * kTile;
   const Product scores = {.a = s.q,
                           .lda = problem.depth_stride,
                           .b = keys_t,
@@ -372,25 +221,8 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
                       .ldb = kTile,
                       .c = s.ds,
                       .ldc = kTile};
-  float* const words = kHasTiles ? s.ds_words + tile_index * kTile / 2 : s.ds_words;
-  const int64_t words_stride = kHasTiles ? panel_keys / 2 : kTile / 2;
   Strips strips;
-  if constexpr (kHasTiles) {
-    // Half of the rows at a time where their results can be rounded at once: they stay in L1.
-    const int64_t together = plain ? kTile / 2 : RoundUp(rows.count, kTileRows);
-    for (int64_t row = 0; row < rows.count; row += together) {
-      const int64_t row_end = row + together;
-      MultiplyOnTiles<Update::kStore>(scores, row, row_end, kTile, 0, tile_depth, s.requests);
-      MultiplyOnTiles<Update::kStore>(dp, row, row_end, kTile, 0, tile_depth, s.requests);
-      if (!plain) continue;
-      if (cut) PlainRows<true>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
-      else PlainRows<false>(problem, s, row, row_end, lse, delta, from, to, words, words_stride);
-    }
-    if (plain) {
-      AddToKeys(problem, s, tile_index, rows.count, writes_keys);
-      return;
-    }
-  } else if (edge) {
+  if (edge) {
     const auto columns = [&](int64_t row, int64_t count) {
       int64_t low = 0, high = 0;
       rows.KeysOf(row, count, begin, n, &low, &high);
@@ -400,32 +232,26 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   } else {
     WholeStrips(rows.count, depth, kTileVectors, &strips);
   }
-  if constexpr (!kHasTiles) {
-    if (plain) Multiply<kWord, Layout::kRows, Update::kStore>(scores, strips, kTileVectors, s.requests);
-    else Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
-    Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
-  }
+  if (plain) Multiply<kWord, Layout::kRows, Update::kStore>(scores, strips, kTileVectors, s.requests);
+  else Multiply<kWord, Layout::kRows, kScores>(scores, strips, kTileVectors, s.requests);
+  Multiply<kWord, Layout::kRows, Update::kStore>(dp, strips, kTileVectors, s.requests);
 
   if (plain) {
     const int64_t end = RoundUp(rows.count, 2);
-    if (cut) PlainRows<true>(problem, s, 0, end, lse, delta, from, to, words, words_stride);
-    else PlainRows<false>(problem, s, 0, end, lse, delta, from, to, words, words_stride);
+    if (cut) PlainRows<true>(problem, s, end, lse, delta, from, to);
+    else PlainRows<false>(problem, s, end, lse, delta, from, to);
   } else {
     WithFeatures(problem, edge, [&](auto edge_on, auto alibi, auto cap) {
       constexpr bool kEdge = decltype(edge_on)::kOn;
       for (int64_t r = 0; r < rows.count; ++r) {
-        if (r % 8 == 0) KeepTilesAwake();
-        ScoreRow<kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
-            problem, s, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n);
+        ScoreRow<kTile, false, kEdge, decltype(alibi)::kOn, decltype(cap)::kOn>(
+            problem, rows, r, lse[r], delta[r], begin, kEdge ? from[r] : 0, kEdge ? to[r] : n, s.keep,
+            s.p + r * kTile, s.ds + r * kTile);
       }
     });
-    if (kPairs) RoundTiles(s, rows.count, words, words_stride);
+    if (kPairs) RoundTiles(s, rows.count);
   }
   const int64_t offset = tile_index * kTile * padded;
-  if constexpr (kHasTiles) {
-    AddToKeys(problem, s, tile_index, rows.count, writes_keys);
-    return;
-  }
   const Product dv = {
       .a = s.p, .lda = kTile, .b = s.dout_rows, .ldb = padded, .c = s.dv + offset, .ldc = padded};
   const Product dk = {
@@ -463,15 +289,11 @@ void BackwardTile(const Problem& problem, const Scratch& s, const float* lse, co
   else Multiply<kWord, Layout::kRows, Update::kAdd>(dq, strips, problem.vectors, s.requests);
 }
 
-void AddTo(const float* x, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; i += kLanes) Store(y + i, Load(y + i) + Load(x + i));
-}
-
 // Keys [begin, begin + n) against all rows: writes dk and dv, adds to dq [rows, padded], or where that
 // is null, as these are all keys, writes the unit's dq.
 template <Word kWord, class T>
 void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, const float* delta,
-                   int64_t panel_keys, int64_t begin, int64_t n, float* dq) {
+                   int64_t begin, int64_t n, float* dq) {
   const int64_t size = p.shape.head_size;
   const T* k = unit.k + begin * unit.kv_stride;
   const T* v = unit.v + begin * unit.kv_stride;
@@ -483,24 +305,17 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     PackRows<kWord>(p, k, unit.kv_stride, n, s.dk);
     key_rows = s.dk;
   }
-  const int64_t depth = TransposedDepth(p);
+  const int64_t depth = p.depth;
   for (int64_t j = 0; j < n; j += kTile) {
     const int64_t count = MinOf(kTile, n - j), row = j * p.depth_stride;
     TransposeTile(key_rows + row, count, depth, p.depth_stride, s.keys_t + j * depth);
     TransposeTile(s.dv + row, count, depth, p.depth_stride, s.values_t + j * depth);
   }
-  bool written[kMaxPanelTiles] = {};  // with tiles: dk and dv of a tile of keys
-  if (!kHasTiles) {
-    std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
-    std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
-  } else {  // the depth of dS K in whole tiles
-    const int64_t pairs = CeilDiv(n, 2), whole = RoundUp(n, kTile) / 2;
-    std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
-  }
+  std::memset(s.dk, 0, (size_t)(n * p.padded) * 4);
+  std::memset(s.dv, 0, (size_t)(n * p.padded) * 4);
 
   const auto write_dq = [&](int64_t first, int64_t count) {
     for (int64_t r = 0; r < count; ++r) {
-      if (r % 8 == 0) KeepTilesAwake();
       UnpackRow(s.dq + r * p.padded, size, p.shape.scale, unit.dq.Row(first + r));
     }
   };
@@ -517,14 +332,13 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
     float lse[kTile];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r;
-      if (r % 8 == 0) KeepTilesAwake();
       if (r + kRowsAhead < count) {
         PrefetchRow(unit.q.Row(row + kRowsAhead), size);
         PrefetchRow(unit.dout.Row(row + kRowsAhead), size);
       }
       PackRow<kWord>(unit.q.Row(row), size, p.q_scale, s.q + r * p.depth_stride);
       PackRow<kWord>(unit.dout.Row(row), size, 1.0f, s.dout + r * p.depth_stride);
-      if constexpr (kWord == Word::kPair && !kHasTiles) {
+      if constexpr (kWord == Word::kPair) {
         if (r % 2 == 0) {
           const bool next = r + 1 < count;
           PackRowPair(unit.q.Row(row), next ? unit.q.Row(row + 1) : nullptr, size,
@@ -535,11 +349,6 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       }
       lse[r] = unit.lse[p.RowInHeads(row)] * kLog2E;
     }
-    if constexpr (kHasTiles) {
-      const int64_t stride = 2 * p.depth_stride;
-      PackTransposed((const bf16*)s.q, stride, count, size, s.q_rows, kTile / 2);
-      PackTransposed((const bf16*)s.dout, stride, count, size, s.dout_rows, kTile / 2);
-    }
     const int64_t next = first + kTile, next_count = MinOf(kTile, p.rows - next);
     unit.q.Request(next, next_count, s.requests);
     unit.dout.Request(next, next_count, s.requests);
@@ -549,19 +358,14 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
       s.requests->Add(unit.dk + begin * unit.kv_stride, stride, n, bytes);
       s.requests->Add(unit.dv + begin * unit.kv_stride, stride, n, bytes);
     }
-    int64_t from = -1, to = 0;  // keys of the panel that some row sees, in whole tiles
+    bool is_first = true;
     for (int64_t j = 0; j < n; j += kTile) {
       const int64_t keys = MinOf(kTile, n - j);
       if (s.rows->SeesNone(begin + j, begin + j + keys)) continue;
-      const bool is_first = from < 0;
-      if (is_first) from = j;
-      to = j + kTile;
-      BackwardTile<kWord>(p, s, lse, delta + first, begin, panel_keys, j / kTile, keys, is_first,
-                          !written[j / kTile]);
-      written[j / kTile] = true;
+      BackwardTile<kWord>(p, s, lse, delta + first, begin, j / kTile, keys, is_first);
+      is_first = false;
     }
-    if (from < 0) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
-    else if constexpr (kHasTiles) QueryGradient(p, s, panel_keys, from, to);
+    if (is_first) std::memset(s.dq, 0, (size_t)(count * p.padded) * 4);
     if (dq != nullptr) AddTo(s.dq, count * p.padded, dq + first * p.padded);
     else write_dq(first, count);
   }
@@ -570,24 +374,6 @@ void BackwardPanel(const Problem& p, const Unit<T>& unit, const Scratch& s, cons
   const float dk_scale = kWord == Word::kPair  ? p.shape.scale
                          : p.shape.softcap > 0 ? p.shape.softcap
                                                : kLn2;
-  if constexpr (kHasTiles) {
-    for (int64_t j = 0; j < n; j += kTile) {
-      const int64_t count = MinOf(kTile, n - j);
-      if (!written[j / kTile]) {  // keys that no row sees
-        std::memset(s.dk + j * p.padded, 0, (size_t)(kTile * p.padded) * 4);
-        std::memset(s.dv + j * p.padded, 0, (size_t)(kTile * p.padded) * 4);
-      }
-      const auto unpack = [&](const float* from, float scale, T* to) {
-        alignas(64) float scales[kTile];
-        for (float& x : scales) x = scale;
-        UnpackTransposed(from + j * p.padded, size, count, scales,
-                         [&](int64_t r) { return to + (begin + j + r) * unit.kv_stride; });
-      };
-      unpack(s.dk, dk_scale, unit.dk);
-      unpack(s.dv, 1.0f, unit.dv);
-    }
-    return;
-  }
   for (int64_t j = 0; j < n; ++j) {
     const int64_t row = (begin + j) * unit.kv_stride;
     UnpackRow(s.dk + j * p.padded, size, dk_scale, unit.dk + row);
@@ -600,27 +386,15 @@ void BackwardChunk(const Problem& p, const Plan& plan, const Unit<T>& unit, cons
                    const float* delta, int64_t chunk, float* dq) {
   const int64_t end = MinOf(p.shape.length, (chunk + 1) * plan.chunk_keys);
   for (int64_t begin = chunk * plan.chunk_keys; begin < end; begin += plan.panel_keys) {
-    BackwardPanel<kWord>(p, unit, s, delta, plan.panel_keys, begin,
-                         MinOf(plan.panel_keys, end - begin), dq);
+    BackwardPanel<kWord>(p, unit, s, delta, begin, MinOf(plan.panel_keys, end - begin), dq);
   }
-}
-
-// Asks for what a unit reads first.
-template <class T>
-void RequestUnit(const Problem& p, const Unit<T>& unit, RequestQueue* requests) {
-  const int64_t stride = unit.kv_stride * (int64_t)sizeof(T);
-  const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(T);
-  unit.dout.Request(0, p.rows, requests);
-  unit.out.Request(0, p.rows, requests);
-  requests->Add(unit.k, stride, p.shape.length, row_bytes);
-  requests->Add(unit.v, stride, p.shape.length, row_bytes);
 }
 
 template <Word kWord, class T>
 void BackwardUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, const Scratch& s) {
   FillDelta(p, unit, 0, p.rows, s.delta);
   if (p.shape.length <= plan.panel_keys) {
-    BackwardPanel<kWord>(p, unit, s, s.delta, plan.panel_keys, 0, p.shape.length, nullptr);
+    BackwardPanel<kWord>(p, unit, s, s.delta, 0, p.shape.length, nullptr);
     return;
   }
   std::memset(s.unit_dq, 0, (size_t)plan.gradient_floats * 4);
@@ -636,19 +410,6 @@ void BackwardUnit(const Problem& p, const Plan& plan, const Unit<T>& unit, const
   }
   for (int64_t r = 0; r < p.rows; ++r) {
     UnpackRow(s.unit_dq + r * p.padded, p.shape.head_size, p.shape.scale, unit.dq.Row(r));
-  }
-}
-
-// Rows [begin, end) of dQ of a unit that was cut into chunks: adds them up in the first one.
-template <class T>
-void SumChunks(const Problem& p, const Plan& plan, const Unit<T>& unit, int64_t begin, int64_t end,
-               float* dq) {
-  for (int64_t r = begin; r < end; ++r) {
-    float* row = dq + r * p.padded;
-    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-      AddTo(row + chunk * plan.gradient_floats, p.padded, row);
-    }
-    UnpackRow(row, p.shape.head_size, p.shape.scale, unit.dq.Row(r));
   }
 }
 
@@ -678,13 +439,8 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   };
   if (split_units == 0) {  // in shares, as forward
     pool.RunShares(plan.units, 1, [&](int thread, int64_t begin, int64_t end) {
-      const AttentionScope scope;
       const Scratch scratch = scratch_of(thread);
       for (int64_t unit = begin; unit < end; ++unit) {
-        if (kHasTiles) {
-          scratch.requests->Clear();
-          if (unit + 1 < end) RequestUnit(p, MakeUnit<T>(args, p, unit + 1), &scratch.requests->later);
-        }
         BackwardUnit<kWord>(p, plan, MakeUnit<T>(args, p, unit), scratch);
       }
     });
@@ -693,7 +449,6 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   const int64_t items = plan.whole_units + split_units * plan.chunks;
   int64_t next = 0;
   pool.Run([&](int thread) {
-    const AttentionScope scope;
     const Scratch scratch = scratch_of(thread);
     for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
       if (item < plan.whole_units) {
@@ -718,8 +473,8 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   if (split_units > 0) {
     pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
-        SumChunks(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), MaxOf(begin - u * p.rows, 0),
-                  MinOf(end - u * p.rows, p.rows),
+        SumChunks(p, plan.chunks, plan.gradient_floats, MakeUnit<T>(args, p, plan.whole_units + u),
+                  MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows),
                   shared.dq + u * plan.chunks * plan.gradient_floats);
       }
     });
@@ -738,9 +493,6 @@ int64_t BackwardBytes(const AttentionShape& shape, int num_threads) {
 }
 
 void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& pool) {
-#if defined(TESSERA_TILES)
-  Backward<Word::kPair, bf16>(args, workspace, pool);
-#else
   const AttentionForwardArgs& forward = args.forward;
   if (forward.dtype == DType::kF32) return Backward<Word::kFloat, float>(args, workspace, pool);
   if constexpr (kHasBf16Dot) {
@@ -749,7 +501,6 @@ void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool&
     }
   }
   Backward<Word::kFloat, bf16>(args, workspace, pool);
-#endif
 }
 
 }  // namespace tessera::kernels::TESSERA_ISA

@@ -110,7 +110,6 @@ TESSERA_INLINE void PlainSoftmaxAs(const Problem& p, QueryTile* tile, int64_t la
     }
     return x;
   };
-  KeepTilesAwake();
   const F32 q_scale = Set(p.q_scale), old = Load(tile->max + lane);
   Many<kTogether> most = Set(-__builtin_inff());
   for (int64_t k = from; k < to; k += kTogether) most = Max(most, load(k));
@@ -236,6 +235,7 @@ void AttendPlainKeys(const Problem& p, const OnlineScratch& scratch, int64_t beg
   MultiplyKeys(p, scratch, part, *tile);
   for (bool more = true; more;) {
     for (int64_t v = part.first; v < part.first + part.count; ++v) {
+      if (v > part.first) KeepTilesAwake();
       PlainSoftmax(p, tile, v * kLanes, scratch.scores, scratch.probabilities, part.begin, 0, kTile,
                    part.edge);
     }

@@ -286,9 +286,9 @@ TESSERA_INLINE void PackAlongRows(const Problem& p, const T* src, int64_t stride
   }
 }
 
-// Words [n, stride] (n <= kTile) to [size, kTile], zeros in the columns past n of the last vector.
+// Words [n, stride] (n <= ld) to [size, ld], zeros in the columns past n of the last vector.
 TESSERA_INLINE void TransposeTile(const float* rows, int64_t n, int64_t size, int64_t stride,
-                                  float* dst) {
+                                  float* dst, int64_t ld = kTile) {
   for (int64_t r0 = 0; r0 < n; r0 += kLanes) {
     for (int64_t d0 = 0; d0 < size; d0 += kLanes) {
       F32 block[kLanes];
@@ -297,7 +297,7 @@ TESSERA_INLINE void TransposeTile(const float* rows, int64_t n, int64_t size, in
       }
       Transpose(block);
       const int64_t depth = MinOf(kLanes, size - d0);
-      for (int64_t d = 0; d < depth; ++d) Store(dst + (d0 + d) * kTile + r0, block[d]);
+      for (int64_t d = 0; d < depth; ++d) Store(dst + (d0 + d) * ld + r0, block[d]);
     }
   }
 }
@@ -321,17 +321,18 @@ TESSERA_INLINE Extent ExtentOf(int64_t begin, int64_t end, int64_t col_begin, in
   return {begin / steps, CeilDiv(end, steps), col_begin, col_end};
 }
 
-// Factors of dropout of kTile keys from `key` on of the row whose key 0 is `element`: 0, or
+// Factors of dropout of kKeys keys from `key` on of the row whose key 0 is `element`: 0, or
 // 1 / (1 - p).
+template <int64_t kKeys = kTile>
 TESSERA_INLINE void KeepRow(const Problem& p, uint64_t element, int64_t key, float* keep) {
-  alignas(64) uint32_t words[kTile + 2 * kPhiloxWords];
+  alignas(64) uint32_t words[kKeys + 2 * kPhiloxWords];
   const uint64_t first = element + (uint64_t)key;
   const int64_t skip = (int64_t)(first & 3);
-  for (int64_t w = 0; w < kTile + skip; w += kPhiloxWords) {
+  for (int64_t w = 0; w < kKeys + skip; w += kPhiloxWords) {
     PhiloxWords(p.rng, (first >> 2) + (uint64_t)(w / 4), words + w);
   }
   const F32 rate = Set(p.shape.dropout), scale = Set(p.keep_scale);
-  for (int64_t j = 0; j < kTile; j += kLanes) {
+  for (int64_t j = 0; j < kKeys; j += kLanes) {
     I32 word;
     std::memcpy(&word, words + skip + j, sizeof(word));
     const F32 uniform = __builtin_convertvector((I32)((U32)word >> 8), F32) * Set(0x1p-24f);
