@@ -30,7 +30,7 @@ namespace {
 constexpr int64_t kChunkSteps = 48;  // of k, packed at a time; 32 of k each
 constexpr int64_t kBlockSteps = 16;
 constexpr int64_t kChunkBlocks = kChunkSteps / kBlockSteps;
-constexpr int64_t kOwnBytes = int64_t{1} << 20;  // packed own slivers
+constexpr int64_t kOwnBytes = int64_t{768} << 10;  // packed own slivers
 constexpr int64_t kPackedSteps = 16;  // of the shared B, that a thread packs at a time
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
 constexpr int64_t kCopyBytes = kBlockSteps * kStepBytes;  // a sliver of A over a block
@@ -75,14 +75,50 @@ struct Slivers {
   }
 };
 
-// What is asked for among the steps of a tile: rows of the next shared sliver, the next tile of C.
+// The part of an operand that is packed next, asked for into L2 in the order of memory while what is packed
+// is multiplied.
+class NextOwn {
+ public:
+  // `rows` rows of `bytes`, `stride` bytes apart, in equal shares over `steps` calls of Ask.
+  void Begin(const char* data, int64_t stride, int64_t rows, int64_t bytes, int64_t steps) {
+    const int64_t skipped = reinterpret_cast<uintptr_t>(data) % 64;
+    row_ = data - skipped;
+    stride_ = stride;
+    rows_ = rows;
+    bytes_ = bytes + skipped;
+    offset_ = 0;
+    lines_ = CeilDiv(rows * CeilDiv(bytes_, 64), Larger(1, steps));
+  }
+  void End() { rows_ = 0; }
+
+  TESSERA_INLINE void Ask() {
+    for (int64_t i = 0; i < lines_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + offset_, 0, 2);
+      offset_ += 64;
+      if (offset_ < bytes_) continue;
+      offset_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  const char* row_ = nullptr;
+  int64_t stride_ = 0, rows_ = 0, bytes_ = 0, offset_ = 0;
+  int64_t lines_ = 0;  // a step
+};
+
+// What is asked for among the steps of a tile: rows of the next shared sliver, the next tile of C, and what
+// is packed next.
 struct Ahead {
   const char* shared = nullptr;  // the first of `shared_rows` rows, or null
   int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
   const char* c = nullptr;  // or null
   int64_t c_row = 0, c_lines = 0, c_rows = 0;  // lines of a row, rows a step
+  NextOwn* own = nullptr;
 
   TESSERA_INLINE void Ask(int64_t step) const {
+    own->Ask();
     if (shared != nullptr) {
       const char* line = shared + step * shared_step;
       for (int64_t r = 0; r < shared_rows; ++r) __builtin_prefetch(line + r * shared_row, 0, 2);
@@ -137,10 +173,8 @@ Job MakeJob(const GemmArgs& args, int64_t threads) {
   }
   // Own rows a multiple of 4 KB apart would fall on one set of L1; shared ones are copied (RunStrip).
   if (job.rows_owned && args.a.ld % 2048 == 0) job.direct_a = false;
-  // A C that is read passes through L2 as well.
-  const int64_t own_bytes = args.accumulate ? kOwnBytes / 4 * 3 : kOwnBytes;
   job.own_slivers =
-      Larger(1, Smaller(own_bytes / (job.chunk_steps * kStepBytes), kPartialTiles));
+      Larger(1, Smaller(kOwnBytes / (job.chunk_steps * kStepBytes), kPartialTiles));
   return job;
 }
 
@@ -311,6 +345,7 @@ struct StripTask {
   bool resumes;    // chains that rested while other shared slivers had their turn
   float* partial;  // of the first own sliver
   TileInput next = {};  // the shared sliver that is wanted next; data is null without one
+  NextOwn* next_own = nullptr;
 };
 
 void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const StripTask& strip,
@@ -326,6 +361,7 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   task.last = strip.last;
   task.partial = strip.partial;
   Ahead& ahead = task.ahead;
+  ahead.own = strip.next_own;
   const int64_t element = DTypeBytes(args.c_dtype);
   if ((strip.first && args.accumulate) || strip.last) {
     ahead.c_row = args.ldc * element;
@@ -368,12 +404,29 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   }
 }
 
-// Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand.
-void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t end,
+// Begins to ask for what PackOwn reads of slivers [begin, end) over the chunk of k that begins at `chunk`.
+void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t chunk, int64_t steps,
+                  NextOwn* next) {
+  const GemmArgs& args = *job.args;
+  const MatrixRef& x = job.rows_owned ? args.a : args.b;
+  const bool along_k = x.transposed != job.rows_owned;
+  const int64_t size = DTypeBytes(x.dtype);
+  const int64_t first = begin * kSliver, k = chunk * kTileSteps;
+  const int64_t width = Smaller(end * kSliver, job.rows_owned ? args.m : args.n) - first;
+  const int64_t depth = Smaller(job.chunk_steps * kTileSteps, args.k - k);
+  const int64_t row = along_k ? first : k, column = along_k ? k : first;
+  next->Begin(static_cast<const char*>(x.data) + (row * x.ld + column) * size, x.ld * size,
+              along_k ? width : depth, (along_k ? depth : width) * size, steps);
+}
+
+// Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand; those up to
+// next_end come after them.
+void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t end, int64_t next_end,
               const ThreadBuffers& buffers) {
   const bool rests = job.chunk_steps < job.steps;  // every tile's chains, from chunk to chunk
   const int64_t own_count = end - begin;
   Finishing finishing;
+  NextOwn next_own;
   const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
     const int64_t to = Smaller(shared.end, from + most);
@@ -390,6 +443,15 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
         PackOwn(job, part, begin, end, block[i], buffers);
         ViewBlock(job, part, begin, end, block[i], buffers, &a[i], &b[i]);
       }
+      const int64_t product_steps = (to - from) * own_count * chunk_steps;
+      next_own.End();
+      if (chunk + chunk_steps < job.steps) {
+        BeginNextOwn(job, begin, end, chunk + chunk_steps, product_steps, &next_own);
+      } else if (to < shared.end) {
+        BeginNextOwn(job, begin, end, 0, product_steps, &next_own);
+      } else if (end < next_end) {
+        BeginNextOwn(job, end, next_end, 0, product_steps, &next_own);
+      }
       for (int64_t other = from; other < to; ++other) {
         for (int64_t i = 0; i < blocks; ++i) {
           StripTask strip = {};
@@ -399,6 +461,7 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
           strip.first = chunk == 0 && i == 0;
           strip.last = chunk + chunk_steps >= job.steps && i == blocks - 1;
           strip.resumes = chunk > 0 && i == 0;
+          strip.next_own = &next_own;
           strip.partial = buffers.partial + (rests ? (other - from) * own_count * kTileFloats : 0);
           const int64_t next = (i + 1) % blocks, next_other = other + (i + 1) / blocks;
           if (next_other < to) {
@@ -495,8 +558,9 @@ void RunProduct(const GemmArgs& args, void* workspace, char* packed, int64_t sha
         if (own.packed != nullptr) own.packed += (own.begin - first) * sliver_bytes;
         own.add_up = part.add_up && cut == 0;
         const int64_t blocks = CeilDiv(count, job.own_slivers);
+        const auto block_begin = [&](int64_t i) { return from + count * Smaller(i, blocks) / blocks; };
         for (int64_t i = 0; i < blocks; ++i) {
-          RunBlock(job, own, from + count * i / blocks, from + count * (i + 1) / blocks, buffers);
+          RunBlock(job, own, block_begin(i), block_begin(i + 1), block_begin(i + 2), buffers);
         }
         begin += count;
       }
