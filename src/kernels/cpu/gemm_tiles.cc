@@ -34,7 +34,7 @@ constexpr int64_t kOwnBytes = int64_t{768} << 10;  // packed own slivers
 constexpr int64_t kPackedSteps = 16;  // of the shared B, that a thread packs at a time
 constexpr int64_t kEdgeBytes = kChunkSteps * kStepBytes;
 constexpr int64_t kCopyBytes = kBlockSteps * kStepBytes;  // a sliver of A over a block
-constexpr int64_t kPartialTiles = 1024;  // tiles of C whose chains rest
+constexpr int64_t kPartialTiles = 256;  // tiles of C whose chains rest
 constexpr int64_t kTileFloats = kSliver * kSliver;
 constexpr int64_t kThreadBytes =
     kOwnBytes + kEdgeBytes + kCopyBytes + kPartialTiles * kTileFloats * 4;
@@ -75,8 +75,8 @@ struct Slivers {
   }
 };
 
-// The part of an operand that is packed next, asked for into L2 in the order of memory while what is packed
-// is multiplied.
+// The own slivers of the next block before they are packed, asked for into L2 in the order of memory while
+// those of this one are multiplied. Where chains rest, they take up what that would need of L2.
 class NextOwn {
  public:
   // `rows` rows of `bytes`, `stride` bytes apart, in equal shares over `steps` calls of Ask.
@@ -89,7 +89,6 @@ class NextOwn {
     offset_ = 0;
     lines_ = CeilDiv(rows * CeilDiv(bytes_, 64), Larger(1, steps));
   }
-  void End() { rows_ = 0; }
 
   TESSERA_INLINE void Ask() {
     for (int64_t i = 0; i < lines_ && rows_ > 0; ++i) {
@@ -404,19 +403,19 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   }
 }
 
-// Begins to ask for what PackOwn reads of slivers [begin, end) over the chunk of k that begins at `chunk`.
-void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t chunk, int64_t steps,
-                  NextOwn* next) {
+// Begins to ask for what PackOwn reads of slivers [begin, end), all k; not where rows are so far apart (a
+// gradient of logits) that every one needs a translation of its address.
+void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t steps, NextOwn* next) {
   const GemmArgs& args = *job.args;
   const MatrixRef& x = job.rows_owned ? args.a : args.b;
   const bool along_k = x.transposed != job.rows_owned;
   const int64_t size = DTypeBytes(x.dtype);
-  const int64_t first = begin * kSliver, k = chunk * kTileSteps;
+  constexpr int64_t kFar = int64_t{64} << 10;
+  if (x.ld * size > kFar) return;
+  const int64_t first = begin * kSliver;
   const int64_t width = Smaller(end * kSliver, job.rows_owned ? args.m : args.n) - first;
-  const int64_t depth = Smaller(job.chunk_steps * kTileSteps, args.k - k);
-  const int64_t row = along_k ? first : k, column = along_k ? k : first;
-  next->Begin(static_cast<const char*>(x.data) + (row * x.ld + column) * size, x.ld * size,
-              along_k ? width : depth, (along_k ? depth : width) * size, steps);
+  const char* data = static_cast<const char*>(x.data) + first * (along_k ? x.ld : 1) * size;
+  next->Begin(data, x.ld * size, along_k ? width : args.k, (along_k ? args.k : width) * size, steps);
 }
 
 // Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand; those up to
@@ -427,6 +426,10 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
   const int64_t own_count = end - begin;
   Finishing finishing;
   NextOwn next_own;
+  if (!rests && end < next_end) {
+    const int64_t steps = own_count * (shared.end - shared.begin) * job.steps;
+    BeginNextOwn(job, end, next_end, steps, &next_own);
+  }
   const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
     const int64_t to = Smaller(shared.end, from + most);
@@ -442,15 +445,6 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
         block[i] = {chunk, chunk_steps, at, chunk_steps * (i + 1) / blocks - at};
         PackOwn(job, part, begin, end, block[i], buffers);
         ViewBlock(job, part, begin, end, block[i], buffers, &a[i], &b[i]);
-      }
-      const int64_t product_steps = (to - from) * own_count * chunk_steps;
-      next_own.End();
-      if (chunk + chunk_steps < job.steps) {
-        BeginNextOwn(job, begin, end, chunk + chunk_steps, product_steps, &next_own);
-      } else if (to < shared.end) {
-        BeginNextOwn(job, begin, end, 0, product_steps, &next_own);
-      } else if (end < next_end) {
-        BeginNextOwn(job, end, next_end, 0, product_steps, &next_own);
       }
       for (int64_t other = from; other < to; ++other) {
         for (int64_t i = 0; i < blocks; ++i) {
