@@ -18,10 +18,9 @@ using AttentionScope = TileScope;
 
 // C [row_begin, row_end) x [0, cols) = (kStore) or += (kAdd) A B over words [depth_begin, depth_end);
 // all of them multiples of kTileRows. A is what streams past: what stays in L1 are B and C.
-template <Update kUpdate>
-void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64_t cols,
-                     int64_t depth_begin, int64_t depth_end, Requests* requests) {
-  static_assert(kUpdate == Update::kStore || kUpdate == Update::kAdd);
+inline void MultiplyOnTiles(Update update, const Product& p, int64_t row_begin, int64_t row_end,
+                            int64_t cols, int64_t depth_begin, int64_t depth_end,
+                            Requests* requests) {
   const int64_t steps = (depth_end - depth_begin) / kTileRows;
   for (int64_t row = row_begin; row < row_end; row += 2 * kTileRows) {
     const TileInput a = {(const char*)(p.a + row * p.lda + depth_begin), 64, p.lda * 4,
@@ -30,7 +29,7 @@ void MultiplyOnTiles(const Product& p, int64_t row_begin, int64_t row_end, int64
       const TileInput b = {(const char*)(p.b + depth_begin * p.ldb + col), kTileRows * p.ldb * 4,
                            p.ldb * 4, 64};
       float* c = p.c + row * p.ldc + col;
-      const float* from = kUpdate == Update::kAdd ? c : nullptr;
+      const float* from = update == Update::kAdd ? c : nullptr;
       requests->Ask();
       MultiplyPart<Streamed::kA>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
                                     nullptr, [](int64_t) {});
@@ -74,8 +73,8 @@ struct AttentionScope {
 };
 
 // Named by code that other sets compile and never run.
-template <Update kUpdate>
-void MultiplyOnTiles(const Product&, int64_t, int64_t, int64_t, int64_t, int64_t, Requests*) {}
+inline void MultiplyOnTiles(Update, const Product&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                            Requests*) {}
 inline constexpr int64_t kTileRows = 16;
 
 #endif

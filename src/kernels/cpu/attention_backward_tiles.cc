@@ -17,7 +17,7 @@ namespace {
 
 inline constexpr int64_t kPart = 32;  // rows and keys of scores at a time, and keys of a tile
 inline constexpr int64_t kPartsOfTile = kTile / kPart;  // of rows
-inline constexpr int64_t kPanelKeys = 128;
+inline constexpr int64_t kPanelKeys = 128;  // that are packed together
 inline constexpr int64_t kMaxChunks = 8;
 inline constexpr int64_t kLeastChunkKeys = 4 * kPanelKeys;
 inline constexpr int64_t kSpanBytes = int64_t{512} << 10;  // Q and dO of a span, each in two forms
@@ -82,14 +82,14 @@ struct Scratch {
   // Of a span of rows.
   RowLimits* limits = nullptr;   // of parts
   float* minus_lse = nullptr;    // [span_rows], in units of log2
-  float* minus_delta = nullptr;  // [span_rows]
+  float* minus_delta = nullptr;  // [span_rows], delta is the sum over d of dO O
   float* row_tiles = nullptr;    // RowTile after RowTile
-  float* ds_words = nullptr;   // dS with pairs along keys: [span_rows, kPanelKeys / 2]
-  float* dq = nullptr;         // [span_rows, padded]
-  float* chunk_dq = nullptr;   // the same of a chunk after the first
-  bool* part_has = nullptr;    // parts of rows of which the chunk's dQ holds something
+  float* ds_words = nullptr;     // dS with pairs along keys: [span_rows, kPanelKeys / 2]
+  float* dq = nullptr;           // [span_rows, padded]
+  float* chunk_dq = nullptr;     // the same of a chunk after the first
+  bool* part_has = nullptr;      // parts of rows of which the chunk's dQ holds something
   // Of a unit.
-  bool* tile_has = nullptr;       // tiles of keys of which dk and dv hold something
+  bool* tile_has = nullptr;  // tiles of keys of which dk and dv hold something
   Requests* requests = nullptr;
 };
 
@@ -137,7 +137,7 @@ struct Panel {
   int64_t tiles() const { return CeilDiv(count, kPart); }
 };
 
-// Keys of each column of pairs that RoundPart writes, within the tile: UNPCKLWD and UNPCKHWD interleave the
+// Keys of each column of pairs that RoundTwoRows writes, within the tile: UNPCKLWD and UNPCKHWD interleave the
 // halves of each 16 bytes.
 TESSERA_INLINE int64_t KeyOfColumn(int64_t column) {
   const int64_t half = column / kLanes, at = column % kLanes;
@@ -258,8 +258,7 @@ bool KeyTile(const Problem& problem, const Scratch& s, const Span& span, const P
                                  .ldb = kPart,
                                  .c = c,
                                  .ldc = kPart};
-        MultiplyOnTiles<Update::kStore>(product, 0, kPart, kPart, 0,
-                                                      problem.depth_stride, s.requests);
+        MultiplyOnTiles(Update::kStore, product, 0, kPart, kPart, 0, problem.depth_stride, s.requests);
       };
       multiply(row_tile.q, keys_t, s.p);
       multiply(row_tile.dout, values_t, s.ds);
@@ -284,14 +283,8 @@ bool KeyTile(const Problem& problem, const Scratch& s, const Span& span, const P
                                .ldb = kPart,
                                .c = c,
                                .ldc = kPart};
-      const int64_t from = first * kPart / 2, to = last * kPart / 2;
-      if (begun) {
-        MultiplyOnTiles<Update::kAdd>(product, 0, problem.padded, kPart, from, to,
-                                                    s.requests);
-      } else {
-        MultiplyOnTiles<Update::kStore>(product, 0, problem.padded, kPart, from, to,
-                                                      s.requests);
-      }
+      MultiplyOnTiles(begun ? Update::kAdd : Update::kStore, product, 0, problem.padded, kPart,
+                      first * kPart / 2, last * kPart / 2, s.requests);
     };
     add(row_tile.dout_t, s.p_pairs, dv);
     add(row_tile.q_t, s.ds_pairs, dk);
@@ -318,12 +311,8 @@ void QueryGradients(const Problem& problem, const Scratch& s, const Span& span, 
                              .ldb = problem.padded,
                              .c = dq + i * kPart * problem.padded,
                              .ldc = problem.padded};
-    const int64_t begin = from * kPart / 2, end = to * kPart / 2;
-    if (s.part_has[i]) {
-      MultiplyOnTiles<Update::kAdd>(product, 0, kPart, problem.padded, begin, end, s.requests);
-    } else {
-      MultiplyOnTiles<Update::kStore>(product, 0, kPart, problem.padded, begin, end, s.requests);
-    }
+    MultiplyOnTiles(s.part_has[i] ? Update::kAdd : Update::kStore, product, 0, kPart, problem.padded,
+                    from * kPart / 2, to * kPart / 2, s.requests);
     s.part_has[i] = true;
   }
 }
@@ -378,13 +367,15 @@ void PackPanel(const Problem& p, const Unit<bf16>& unit, const Scratch& s, const
   std::memset(s.keys + pairs * p.padded, 0, (size_t)((whole - pairs) * p.padded) * 4);
 }
 
-// Asks for what PackPanel reads of the keys from `begin` on.
-void RequestPanel(const Problem& p, const Unit<bf16>& unit, int64_t begin, Requests* requests) {
-  const int64_t stride = unit.kv_stride * (int64_t)sizeof(bf16);
-  const int64_t bytes = p.shape.head_size * (int64_t)sizeof(bf16);
-  const int64_t rows = MinOf(kPanelKeys, p.shape.length - begin);
-  requests->Add(unit.k + begin * unit.kv_stride, stride, rows, bytes);
-  requests->Add(unit.v + begin * unit.kv_stride, stride, rows, bytes);
+// Asks for at most `most` rows of two tensors of keys from `begin` on.
+template <class Queue>
+void RequestKeys(const Problem& p, const Unit<bf16>& unit, const bf16* x, const bf16* y, int64_t begin,
+                 int64_t most, Queue* requests) {
+  const int64_t rows = MinOf(most, p.shape.length - begin);
+  for (const bf16* first : {x, y}) {
+    requests->Add(first + begin * unit.kv_stride, unit.kv_stride * (int64_t)sizeof(bf16), rows,
+                  p.shape.head_size * (int64_t)sizeof(bf16));
+  }
 }
 
 // Writes dK and dV of the tile of keys from `begin` on; zeros where no row sees them.
@@ -405,14 +396,6 @@ void WriteKeys(const Problem& p, const Unit<bf16>& unit, int64_t begin, bool has
   write(dv, 1.0f, unit.dv);
 }
 
-// Asks for where WriteKeys will write.
-void RequestKeys(const Problem& p, const Unit<bf16>& unit, int64_t begin, Requests* requests) {
-  const int64_t stride = unit.kv_stride * (int64_t)sizeof(bf16), rows = MinOf(kPart, p.shape.length - begin);
-  const int64_t bytes = p.shape.head_size * (int64_t)sizeof(bf16);
-  requests->Add(unit.dk + begin * unit.kv_stride, stride, rows, bytes);
-  requests->Add(unit.dv + begin * unit.kv_stride, stride, rows, bytes);
-}
-
 // Adds what a chunk gave to the dQ of the span; the first chunk's is there already, short of parts that see
 // none of its keys.
 void EndChunk(const Problem& p, const Scratch& s, const Span& span, const float* chunk_dq, float* dq) {
@@ -424,8 +407,8 @@ void EndChunk(const Problem& p, const Scratch& s, const Span& span, const float*
   }
 }
 
-// Chunks [first, last) of a unit's keys against all rows: writes dK and dV of those keys and adds to dq
-// [rows in whole parts, padded], or where that is null, as these are all chunks, writes the unit's dQ.
+// Chunks [first, last) of a unit's keys against all rows: writes dK and dV of those keys and their dq [rows
+// in whole parts, padded], or where that is null, as these are all chunks, the unit's dQ.
 void BackwardChunks(const Problem& p, const Plan& plan, const Unit<bf16>& unit, const Scratch& s,
                     int64_t first, int64_t last, float* dq) {
   std::memset(s.tile_has, 0, (size_t)CeilDiv(p.shape.length, kPart));
@@ -442,15 +425,16 @@ void BackwardChunks(const Problem& p, const Plan& plan, const Unit<bf16>& unit, 
       for (int64_t begin = chunk * plan.chunk_keys; begin < end; begin += kPanelKeys) {
         const Panel panel = {begin, MinOf(kPanelKeys, end - begin)};
         PackPanel(p, unit, s, panel);
-        RequestPanel(p, unit, begin + kPanelKeys, s.requests);
+        RequestKeys(p, unit, unit.k, unit.v, begin + kPanelKeys, kPanelKeys, s.requests);  // the next
         for (int64_t tile = 0; tile < panel.tiles(); ++tile) {
           const int64_t index = begin / kPart + tile;
-          const int64_t at = plan.spans > 1 ? index * kPart * p.padded : 0;
+          const int64_t at = plan.spans > 1 ? index * kPart * p.padded : 0;  // of the tile's sums
           bool& has = s.tile_has[index];
           const bool writes = i == plan.spans - 1;
-          if (writes) RequestKeys(p, unit, begin + tile * kPart, s.requests);
+          const int64_t key = begin + tile * kPart;
+          if (writes) RequestKeys(p, unit, unit.dk, unit.dv, key, kPart, s.requests);
           has = KeyTile(p, s, span, panel, tile, has, s.dk + at, s.dv + at);
-          if (writes) WriteKeys(p, unit, begin + tile * kPart, has, s.dk + at, s.dv + at);
+          if (writes) WriteKeys(p, unit, key, has, s.dk + at, s.dv + at);
         }
         if (dq == nullptr && begin + panel.count == p.shape.length) {
           unit.dq.Request(span.first, span.count, s.requests);
@@ -466,15 +450,12 @@ void BackwardChunks(const Problem& p, const Plan& plan, const Unit<bf16>& unit, 
   }
 }
 
-// Asks for what a unit reads.
+// Asks for what a unit reads first.
 void RequestUnit(const Problem& p, const Unit<bf16>& unit, RequestQueue* requests) {
-  const int64_t stride = unit.kv_stride * (int64_t)sizeof(bf16);
-  const int64_t row_bytes = p.shape.head_size * (int64_t)sizeof(bf16);
   unit.dout.Request(0, p.rows, requests);
   unit.out.Request(0, p.rows, requests);
   unit.q.Request(0, p.rows, requests);
-  requests->Add(unit.k, stride, MinOf(kPanelKeys, p.shape.length), row_bytes);
-  requests->Add(unit.v, stride, MinOf(kPanelKeys, p.shape.length), row_bytes);
+  RequestKeys(p, unit, unit.k, unit.v, 0, kPanelKeys, requests);
 }
 
 }  // namespace

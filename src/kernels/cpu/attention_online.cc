@@ -181,8 +181,8 @@ void MultiplyKeys(const Problem& p, const OnlineScratch& scratch, const Part& pa
                           .ldb = kTile,
                           .c = scratch.scores + part.lane(),
                           .ldc = kTile};
-  MultiplyOnTiles<Update::kStore>(scores, 0, RoundUp(part.n, kTileRows), part.count * kLanes, 0,
-                                  p.depth_stride, scratch.requests);
+  MultiplyOnTiles(Update::kStore, scores, 0, RoundUp(part.n, kTileRows), part.count * kLanes, 0,
+                  p.depth_stride, scratch.requests);
 }
 
 // Transposed sums of queries, [padded, kTile] from out_t.c on, times `scale`, plus values times
@@ -191,11 +191,11 @@ void AddValues(const Problem& p, const Product& out_t, const float* scale, int64
                int64_t depth_begin, int64_t depth_end, Requests* requests, bool empty) {
   const int64_t columns = vectors * kLanes;
   if (empty) {
-    MultiplyOnTiles<Update::kStore>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
+    MultiplyOnTiles(Update::kStore, out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
     return;
   }
   ScaleColumns(scale, p.padded, vectors, out_t.c);
-  MultiplyOnTiles<Update::kAdd>(out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
+  MultiplyOnTiles(Update::kAdd, out_t, 0, p.padded, columns, depth_begin, depth_end, requests);
 }
 
 void AddValuesOf(const Problem& p, const OnlineScratch& scratch, const Part& part,
@@ -294,8 +294,8 @@ void AttendTile(const Problem& p, const OnlineScratch& scratch, int64_t begin, i
                           .scale = &p.q_scale};
   Strips strips;
   if constexpr (kHasTiles) {
-    MultiplyOnTiles<Update::kStore>(scores, key_from, RoundUp(MinOf(key_to, n), kTileRows),
-                                    vectors * kLanes, 0, p.depth_stride, scratch.requests);
+    MultiplyOnTiles(Update::kStore, scores, key_from, RoundUp(MinOf(key_to, n), kTileRows),
+                    vectors * kLanes, 0, p.depth_stride, scratch.requests);
   } else if (edge) {
     const auto queries = [&](int64_t key, int64_t count) {
       int64_t first = vectors, last = 0;
