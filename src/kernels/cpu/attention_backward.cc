@@ -16,24 +16,17 @@ namespace {
 int64_t PanelKeys(int64_t padded) { return padded <= 128 ? 256 : 128; }
 inline constexpr int64_t kMaxChunks = 8;
 
-struct Plan {
-  int64_t units = 0;        // (sequence, kv head) pairs
-  int64_t whole_units = 0;  // of which one thread each; the others by chunks
+struct Plan : UnitShares {
   int64_t panel_keys = 0;
-  int64_t chunk_keys = 0;
-  int64_t chunks = 0;
   int64_t gradient_floats = 0;  // dQ of a unit: [rows, padded]
 };
 
 Plan MakePlan(const Problem& p, int num_threads) {
   Plan plan;
-  plan.units = p.shape.batch * p.shape.kv_heads;
   plan.panel_keys = PanelKeys(p.padded);
-  plan.chunk_keys = RoundUp(CeilDiv(p.shape.length, kMaxChunks), plan.panel_keys);
-  plan.chunks = CeilDiv(p.shape.length, plan.chunk_keys);
   plan.gradient_floats = p.rows * p.padded;
-  const int64_t rest = plan.units % num_threads;
-  plan.whole_units = plan.chunks > 1 && 2 * rest <= num_threads ? plan.units - rest : plan.units;
+  const int64_t chunk_keys = RoundUp(CeilDiv(p.shape.length, kMaxChunks), plan.panel_keys);
+  DealOutUnits(p, chunk_keys, num_threads, &plan);
   return plan;
 }
 
@@ -98,7 +91,7 @@ struct Shared {
 };
 
 Shared CarveShared(Carver* carver, const Problem& p, const Plan& plan) {
-  const int64_t units = plan.units - plan.whole_units;
+  const int64_t units = plan.split_units();
   Shared s;
   s.delta = carver->Floats(units * p.rows);
   s.dq = carver->Floats(units * plan.chunks * plan.gradient_floats);
@@ -421,7 +414,7 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
   const Shared shared = CarveShared(&carver, p, plan);
   Carver measure;
   CarveScratch(&measure, p, plan, kWord);
-  const int64_t split_units = plan.units - plan.whole_units;
+  const int64_t split_units = plan.split_units();
 
   if (split_units > 0) {
     pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
@@ -446,39 +439,30 @@ void Backward(const AttentionBackwardArgs& args, void* workspace, ThreadPool& po
     });
     return;
   }
-  const int64_t items = plan.whole_units + split_units * plan.chunks;
   int64_t next = 0;
   pool.Run([&](int thread) {
     const Scratch scratch = scratch_of(thread);
-    for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
-      if (item < plan.whole_units) {
-        CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));
-        BackwardUnit<kWord>(p, plan, MakeUnit<T>(args, p, item), scratch);
+    for (int64_t i = TakeItem(&next); i < plan.items(); i = TakeItem(&next)) {
+      const UnitItem item = CountedItem(p, plan, i);
+      const Unit<T> unit = MakeUnit<T>(args, p, item.unit);
+      const int64_t u = item.unit - plan.whole_units;
+      if (u < 0) {
+        BackwardUnit<kWord>(p, plan, unit, scratch);
         continue;
       }
-      // Chunk by chunk: in a causal call the first ones are the longest.
-      const int64_t u = (item - plan.whole_units) % split_units;
-      const int64_t chunk = (item - plan.whole_units) / split_units;
-      // A chunk of keys is seen by the rows from its beginning on.
-      const int64_t seen = p.rows - chunk * plan.chunk_keys * p.group;
-      CountItem(item, static_cast<double>(plan.chunk_keys * MaxOf(seen, 0)) -
-                          0.5 * static_cast<double>(plan.chunk_keys * plan.chunk_keys * p.group));
-      float* dq = shared.dq + (u * plan.chunks + chunk) * plan.gradient_floats;
+      float* dq = shared.dq + (u * plan.chunks + item.first) * plan.gradient_floats;
       std::memset(dq, 0, (size_t)plan.gradient_floats * 4);
-      BackwardChunk<kWord>(p, plan, MakeUnit<T>(args, p, plan.whole_units + u), scratch,
-                           shared.delta + u * p.rows, chunk, dq);
+      BackwardChunk<kWord>(p, plan, unit, scratch, shared.delta + u * p.rows, item.first, dq);
     }
   });
 
-  if (split_units > 0) {
-    pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
-        SumChunks(p, plan.chunks, plan.gradient_floats, MakeUnit<T>(args, p, plan.whole_units + u),
-                  MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows),
-                  shared.dq + u * plan.chunks * plan.gradient_floats);
-      }
-    });
-  }
+  pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
+      SumChunks(p, plan.chunks, plan.gradient_floats, MakeUnit<T>(args, p, plan.whole_units + u),
+                MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows),
+                shared.dq + u * plan.chunks * plan.gradient_floats);
+    }
+  });
 }
 
 }  // namespace

@@ -22,32 +22,24 @@ inline constexpr int64_t kMaxChunks = 8;
 inline constexpr int64_t kLeastChunkKeys = 4 * kPanelKeys;
 inline constexpr int64_t kSpanBytes = int64_t{512} << 10;  // Q and dO of a span, each in two forms
 
-struct Plan {
-  int64_t units = 0;        // (sequence, kv head) pairs
-  int64_t whole_units = 0;  // of which one thread each; the others by chunks
-  int64_t span_rows = 0;    // whole tiles of rows
+struct Plan : UnitShares {
+  int64_t span_rows = 0;  // whole tiles of rows
   int64_t spans = 0;
-  int64_t chunk_keys = 0;
-  int64_t chunks = 0;
   int64_t gradient_floats = 0;  // dQ of a unit: [whole parts of rows, padded]
 
   // What the units that are cut into chunks share.
-  int64_t split_floats() const { return (units - whole_units) * chunks * gradient_floats; }
+  int64_t split_floats() const { return split_units() * chunks * gradient_floats; }
 };
 
 Plan MakePlan(const Problem& p, int num_threads) {
   Plan plan;
-  plan.units = p.shape.batch * p.shape.kv_heads;
+  const int64_t least = RoundUp(CeilDiv(p.shape.length, kMaxChunks), kPanelKeys);
+  DealOutUnits(p, MaxOf(least, kLeastChunkKeys), num_threads, &plan);
   const int64_t tile_bytes = kTile * 4 * p.padded * (int64_t)sizeof(bf16);
   plan.span_rows =
       MinOf(MaxOf(kSpanBytes / tile_bytes, 1), CeilDiv(p.rows, kTile)) * kTile;
   plan.spans = CeilDiv(p.rows, plan.span_rows);
-  plan.chunk_keys =
-      MaxOf(RoundUp(CeilDiv(p.shape.length, kMaxChunks), kPanelKeys), kLeastChunkKeys);
-  plan.chunks = CeilDiv(p.shape.length, plan.chunk_keys);
   plan.gradient_floats = RoundUp(p.rows, kPart) * p.padded;
-  const int64_t rest = plan.units % num_threads;
-  plan.whole_units = plan.chunks > 1 && 2 * rest <= num_threads ? plan.units - rest : plan.units;
   return plan;
 }
 
@@ -476,13 +468,12 @@ void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool&
   float* const split_dq = carver.Floats(plan.split_floats());  // [units, chunks][gradient_floats]
   Carver measure;
   CarveScratch(&measure, p, plan);
-  const int64_t split_units = plan.units - plan.whole_units;
   const auto scratch_of = [&](int thread) {
     Carver own = {(char*)workspace + carver.used + thread * measure.used, 0};
     return CarveScratch(&own, p, plan);
   };
 
-  if (split_units == 0) {  // in shares, as forward
+  if (plan.split_units() == 0) {  // in shares, as forward
     pool.RunShares(plan.units, 1, [&](int thread, int64_t begin, int64_t end) {
       const AttentionScope scope;
       const Scratch scratch = scratch_of(thread);
@@ -498,29 +489,18 @@ void RunBackward(const AttentionBackwardArgs& args, void* workspace, ThreadPool&
   }
 
   const auto dq_of = [&](int64_t u) { return split_dq + u * plan.chunks * plan.gradient_floats; };
-  const int64_t items = plan.whole_units + split_units * plan.chunks;
   int64_t next = 0;
   pool.Run([&](int thread) {
     const AttentionScope scope;
     const Scratch scratch = scratch_of(thread);
-    for (int64_t item = TakeItem(&next); item < items; item = TakeItem(&next)) {
-      if (item < plan.whole_units) {
-        CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));
-        BackwardChunks(p, plan, MakeUnit<bf16>(args, p, item), scratch, 0, plan.chunks, nullptr);
-        continue;
-      }
-      // Chunk by chunk: in a causal call the first ones are the longest.
-      const int64_t u = (item - plan.whole_units) % split_units;
-      const int64_t chunk = (item - plan.whole_units) / split_units;
-      // A chunk of keys is seen by the rows from its beginning on.
-      const int64_t seen = p.rows - chunk * plan.chunk_keys * p.group;
-      CountItem(item, static_cast<double>(plan.chunk_keys * MaxOf(seen, 0)) -
-                          0.5 * static_cast<double>(plan.chunk_keys * plan.chunk_keys * p.group));
-      BackwardChunks(p, plan, MakeUnit<bf16>(args, p, plan.whole_units + u), scratch, chunk, chunk + 1,
-                     dq_of(u) + chunk * plan.gradient_floats);
+    for (int64_t i = TakeItem(&next); i < plan.items(); i = TakeItem(&next)) {
+      const UnitItem item = CountedItem(p, plan, i);
+      const int64_t u = item.unit - plan.whole_units;
+      BackwardChunks(p, plan, MakeUnit<bf16>(args, p, item.unit), scratch, item.first, item.last,
+                     u < 0 ? nullptr : dq_of(u) + item.first * plan.gradient_floats);
     }
   });
-  pool.ParallelFor(split_units * p.rows, [&](int64_t begin, int64_t end) {
+  pool.ParallelFor(plan.split_units() * p.rows, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin / p.rows; u * p.rows < end; ++u) {
       SumChunks(p, plan.chunks, plan.gradient_floats, MakeUnit<bf16>(args, p, plan.whole_units + u),
                 MaxOf(begin - u * p.rows, 0), MinOf(end - u * p.rows, p.rows), dq_of(u));

@@ -1,11 +1,52 @@
-// What both forms of attention's backward pass share: where the tensors of a (sequence, kv head) pair
-// lie, delta, and the gradient of a row of scores with all features.
+// What both forms of attention's backward pass share: how (sequence, kv head) pairs are dealt out, where
+// the tensors of one lie, delta, and the gradient of a row of scores with all features.
 #pragma once
 
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/many.h"
 
 namespace tessera::kernels::TESSERA_ISA {
+
+// The (sequence, kv head) pairs of a call: whole ones, one thread each, and where the last few would leave
+// threads idle those by chunks of keys.
+struct UnitShares {
+  int64_t units = 0;
+  int64_t whole_units = 0;
+  int64_t chunk_keys = 0;
+  int64_t chunks = 0;  // of a unit
+
+  int64_t split_units() const { return units - whole_units; }
+  int64_t items() const { return whole_units + split_units() * chunks; }
+};
+
+inline void DealOutUnits(const Problem& p, int64_t chunk_keys, int num_threads, UnitShares* shares) {
+  shares->units = p.shape.batch * p.shape.kv_heads;
+  shares->chunk_keys = chunk_keys;
+  shares->chunks = CeilDiv(p.shape.length, chunk_keys);
+  const int64_t rest = shares->units % num_threads;
+  const bool splits = shares->chunks > 1 && 2 * rest <= num_threads;
+  shares->whole_units = splits ? shares->units - rest : shares->units;
+}
+
+// An item of work: chunks [first, last) of a unit.
+struct UnitItem {
+  int64_t unit, first, last;
+};
+
+// Whole units, then the others chunk by chunk: in a causal call the first ones are the longest.
+inline UnitItem CountedItem(const Problem& p, const UnitShares& shares, int64_t item) {
+  if (item < shares.whole_units) {
+    CountItem(item, 0.5 * static_cast<double>(p.rows * p.keys));
+    return {item, 0, shares.chunks};
+  }
+  const int64_t unit = shares.whole_units + (item - shares.whole_units) % shares.split_units();
+  const int64_t chunk = (item - shares.whole_units) / shares.split_units();
+  // A chunk of keys is seen by the rows from its beginning on.
+  const int64_t seen = p.rows - chunk * shares.chunk_keys * p.group;
+  CountItem(item, static_cast<double>(shares.chunk_keys * MaxOf(seen, 0)) -
+                      0.5 * static_cast<double>(shares.chunk_keys * shares.chunk_keys * p.group));
+  return {unit, chunk, chunk + 1};
+}
 
 template <class T>
 struct Unit {
