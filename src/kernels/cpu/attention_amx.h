@@ -31,8 +31,8 @@ inline void MultiplyOnTiles(Update update, const Product& p, int64_t row_begin, 
       float* c = p.c + row * p.ldc + col;
       const float* from = update == Update::kAdd ? c : nullptr;
       requests->Ask();
-      MultiplyPart<Streamed::kA>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc,
-                                    nullptr, [](int64_t) {});
+      MultiplyPart<Streamed::kA>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc, nullptr,
+                                 [](int64_t) {});
     }
   }
 }
