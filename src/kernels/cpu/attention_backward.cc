@@ -98,6 +98,20 @@ Shared CarveShared(Carver* carver, const Problem& p, const Plan& plan) {
   return s;
 }
 
+// delta[r] = sum over d of dO O.
+template <class T>
+void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end, float* delta) {
+  const int64_t size = p.shape.head_size;
+  for (int64_t r = begin; r < end; ++r) {
+    const T *a = unit.dout.Row(r), *b = unit.out.Row(r);
+    if (r + kRowsAhead < end) {
+      PrefetchRow(unit.dout.Row(r + kRowsAhead), size);
+      PrefetchRow(unit.out.Row(r + kRowsAhead), size);
+    }
+    delta[r] = Dot(a, b, size);
+  }
+}
+
 // The finished tiles p and ds as words of pairs: along rows both, along keys ds alone.
 void RoundTiles(const Scratch& s, int64_t count) {
   const int64_t rows = RoundUp(count, 2);

@@ -93,20 +93,6 @@ TESSERA_INLINE float Dot(const T* a, const T* b, int64_t size) {
   return Sum(sum);
 }
 
-// delta[r] = sum over d of dO O.
-template <class T>
-void FillDelta(const Problem& p, const Unit<T>& unit, int64_t begin, int64_t end, float* delta) {
-  const int64_t size = p.shape.head_size;
-  for (int64_t r = begin; r < end; ++r) {
-    const T *a = unit.dout.Row(r), *b = unit.out.Row(r);
-    if (r + kRowsAhead < end) {
-      PrefetchRow(unit.dout.Row(r + kRowsAhead), size);
-      PrefetchRow(unit.out.Row(r + kRowsAhead), size);
-    }
-    delta[r] = Dot(a, b, size);
-  }
-}
-
 TESSERA_INLINE void AddTo(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i += kLanes) Store(y + i, Load(y + i) + Load(x + i));
 }
