@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "base/threads.h"
+#include "kernels/gemm.h"
 #include "tensor/dtype.h"
 
 namespace tessera::kernels {
@@ -25,6 +27,23 @@ struct ActivationArgs {
   const void* dy = nullptr;  // backward: [rows, width]
   void* dx = nullptr;        // backward: like x; may alias dy when not gated
 };
+
+// What makes a product's C the activation's y, with the bits of a pass over a stored x; nothing where products
+// have no such epilogue.
+inline std::optional<GemmEpilogue> EpilogueOf(Activation activation) {
+  switch (activation) {
+    case Activation::kGeluTanh:
+      return GemmEpilogue::kGeluTanh;
+    case Activation::kGeluErf:
+      return GemmEpilogue::kGeluErf;
+    case Activation::kReluSquared:
+      return GemmEpilogue::kReluSquared;
+    case Activation::kRelu:
+    case Activation::kSilu:
+      break;
+  }
+  return {};
+}
 
 void ActivationForward(const ActivationArgs& args, ThreadPool& pool);
 void ActivationBackward(const ActivationArgs& args, ThreadPool& pool);

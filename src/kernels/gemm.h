@@ -19,7 +19,7 @@ namespace tessera::kernels {
 // What the multiplier takes. kBf16 needs bf16 inputs; kF32 widens bf16 inputs while packing.
 enum class Compute { kF32, kBf16 };
 
-// Applied to C after bias, before rounding to its type.
+// Applied to C after bias and, as if it had been stored, after rounding to C's type; then it is rounded again.
 enum class GemmEpilogue { kNone, kGeluTanh, kGeluErf, kReluSquared };
 
 // A matrix operand in memory: [rows, cols] row-major with `ld` elements from row to row.

@@ -267,16 +267,18 @@ void Check(const Case& test) {
         const double store = test.c == DType::kBf16 ? std::ldexp(1.0, -8) : 0;
         const double x = expected.before[at], y = expected.value[at];
         // The slope of the epilogues is at most 1.13, of relu^2 2|x|; their own error 1e-6.
+        // What they are applied to is rounded to C's type.
         double error = sum_error;
+        const double x_error = sum_error + store * (std::abs(x) + sum_error);
         if (test.epilogue == GemmEpilogue::kReluSquared) {
-          error = (2 * std::abs(x) + sum_error) * sum_error + 1e-6 * std::abs(y);
+          error = (2 * std::abs(x) + x_error) * x_error + 1e-6 * std::abs(y);
         } else if (test.epilogue != GemmEpilogue::kNone) {
-          error = 1.13 * sum_error + 1e-6 * std::abs(y);
+          error = 1.13 * x_error + 1e-6 * std::abs(y);
         }
         ASSERT_NEAR(first.At(i, j), y, error + store * (std::abs(y) + error))
             << "row " << i << " column " << j;
         if (test.pre_activation) {
-          ASSERT_NEAR(first_before.At(i, j), x, sum_error + store * (std::abs(x) + sum_error))
+          ASSERT_NEAR(first_before.At(i, j), x, x_error)
               << "row " << i << " column " << j;
         }
         if (!variant.fused || !chained) continue;

@@ -48,6 +48,12 @@ int64_t UpWidth(const ModelConfig& config) {
   return (config.gated_ffn ? 2 : 1) * config.ffn_dim();
 }
 
+// Of the product before it, where that has one.
+std::optional<kernels::GemmEpilogue> FusedActivation(const ModelConfig& config) {
+  if (config.gated_ffn) return {};
+  return kernels::EpilogueOf(config.activation);
+}
+
 int64_t RotarySize(const ModelConfig& config) {
   if (config.positions != Positions::kRope) return 0;
   return static_cast<int64_t>(
@@ -149,7 +155,7 @@ InferenceModel::Buffers InferenceModel::PlaceBuffers(const ModelConfig& config,
   at.qkv_raw = activation(config.qkv_width());
   at.qkv = activation(config.qkv_width());
   at.attention = activation(config.q_width());
-  at.up = activation(UpWidth(config));
+  at.up = FusedActivation(config).has_value() ? 0 : activation(UpWidth(config));
   at.hidden = activation(config.ffn_dim());
   at.logits = place(config.vocab_size * 4);
   int64_t workspace = kernels::GemmWorkspaceBytes(num_threads);
@@ -300,20 +306,28 @@ void InferenceModel::RunChunk(const int32_t* tokens, int64_t rows) {
     Attend(layer, rows);
     Linear(block.out_proj, At(at_.attention), At(at_.branch), rows);
     Norm(block.norm_2, true, 0, rows);
-    Linear(block.up, At(at_.norm), At(at_.up), rows);
-    kernels::ActivationArgs activation;
-    activation.activation = config_.activation;
-    activation.gated = config_.gated_ffn;
-    activation.rows = rows;
-    activation.width = config_.ffn_dim();
-    activation.dtype = options_.dtype;
-    activation.x = At(at_.up);
-    activation.y = At(at_.hidden);
-    kernels::ActivationForward(activation, pool_);
+    Expand(block.up, rows);
     Linear(block.down, At(at_.hidden), At(at_.branch), rows);
   }
   position_ += rows;
   last_token_ = ids[rows];
+}
+
+void InferenceModel::Expand(const LinearWeights& up, int64_t rows) {
+  if (const auto epilogue = FusedActivation(config_); epilogue.has_value()) {
+    Linear(up, At(at_.norm), At(at_.hidden), rows, *epilogue);
+    return;
+  }
+  Linear(up, At(at_.norm), At(at_.up), rows);
+  kernels::ActivationArgs activation;
+  activation.activation = config_.activation;
+  activation.gated = config_.gated_ffn;
+  activation.rows = rows;
+  activation.width = config_.ffn_dim();
+  activation.dtype = options_.dtype;
+  activation.x = At(at_.up);
+  activation.y = At(at_.hidden);
+  kernels::ActivationForward(activation, pool_);
 }
 
 void InferenceModel::Embed(int64_t rows) {
@@ -370,7 +384,8 @@ void InferenceModel::Norm(const NormWeights& weights, bool add_branch, int64_t f
   kernels::NormForward(args, pool_);
 }
 
-void InferenceModel::Linear(const LinearWeights& weights, const void* x, void* y, int64_t rows) {
+void InferenceModel::Linear(const LinearWeights& weights, const void* x, void* y, int64_t rows,
+                            kernels::GemmEpilogue epilogue) {
   kernels::GemmArgs gemm;
   gemm.m = rows;
   gemm.n = weights.out;
@@ -382,6 +397,7 @@ void InferenceModel::Linear(const LinearWeights& weights, const void* x, void* y
   gemm.c_dtype = options_.dtype;
   gemm.ldc = weights.out;
   gemm.bias = Vector(weights.bias);
+  gemm.epilogue = epilogue;
   gemm.compute = options_.compute;
   gemm.exact_chain = false;
   kernels::Gemm(gemm, At(at_.workspace), pool_);

@@ -89,7 +89,8 @@ class InferenceModel {
   struct Buffers {
     int64_t tokens = 0, bigrams = 0;  // [1 + chunk]: the token before the chunk comes first
     int64_t stream = 0, branch = 0, norm = 0;  // [chunk, d_model]
-    int64_t qkv_raw = 0, qkv = 0, attention = 0, up = 0, hidden = 0;
+    int64_t qkv_raw = 0, qkv = 0, attention = 0;
+    int64_t up = 0, hidden = 0;  // without `up` where the product applies the activation
     int64_t logits = 0, workspace = 0;
     int64_t bytes = 0;
   };
@@ -108,7 +109,10 @@ class InferenceModel {
   void RunHead(int64_t rows);
   void Embed(int64_t rows);
   void Attend(int64_t layer, int64_t rows);
-  void Linear(const LinearWeights& weights, const void* x, void* y, int64_t rows);
+  // hidden = act(up of norm).
+  void Expand(const LinearWeights& up, int64_t rows);
+  void Linear(const LinearWeights& weights, const void* x, void* y, int64_t rows,
+              kernels::GemmEpilogue epilogue = kernels::GemmEpilogue::kNone);
   // y = norm(stream), after stream += branch where `add_branch`.
   void Norm(const NormWeights& weights, bool add_branch, int64_t first_row, int64_t rows);
 

@@ -20,6 +20,14 @@ TESSERA_INLINE V ApplyEpilogue(V x) {
   else return x;
 }
 
+// What an activation is applied to: the value as it would lie in C, so that a product and a later pass over
+// it give the same bits.
+template <GemmEpilogue kEpilogue, class Out, class V>
+TESSERA_INLINE V BeforeEpilogue(V x) {
+  if constexpr (kEpilogue == GemmEpilogue::kNone) return x;
+  else return Map([](F32 v) TESSERA_INLINE_LAMBDA { return RoundTo<Out>(v); }, x);
+}
+
 // `count` columns of a row, at most N vectors of them.
 template <GemmEpilogue kEpilogue, int N, class Out>
 TESSERA_INLINE void FinishVectors(const float* tile, const float* bias, int64_t count, Out* before,
@@ -27,6 +35,7 @@ TESSERA_INLINE void FinishVectors(const float* tile, const float* bias, int64_t 
   if (count == N * kLanes) {
     Many<N> x = Load(tile, Several<N>{});
     if (bias != nullptr) x = x + Load(bias, Several<N>{});
+    x = BeforeEpilogue<kEpilogue, Out>(x);
     if (before != nullptr) Store(before, x, Several<N>{});
     Store(c, ApplyEpilogue<kEpilogue>(x), Several<N>{});
     return;
@@ -36,6 +45,7 @@ TESSERA_INLINE void FinishVectors(const float* tile, const float* bias, int64_t 
     if (left <= 0) return;
     F32 x = Load(tile + at);
     if (bias != nullptr) x = x + LoadPartial(bias + at, left);
+    x = BeforeEpilogue<kEpilogue, Out>(x);
     if (before != nullptr) StorePartial(before + at, x, left);
     StorePartial(c + at, ApplyEpilogue<kEpilogue>(x), left);
   });

@@ -76,7 +76,8 @@ struct Slivers {
 };
 
 // The own slivers of the next block before they are packed, asked for into L2 in the order of memory while
-// those of this one are multiplied. Where chains rest, they take up what that would need of L2.
+// those of this one are multiplied. Where chains rest, they take up what that would need of L2, or most of it
+// (AsksBetweenChunks).
 class NextOwn {
  public:
   // `rows` rows of `bytes`, `stride` bytes apart, in equal shares over `steps` calls of Ask.
@@ -114,6 +115,7 @@ struct Ahead {
   int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
   const char* c = nullptr;  // or null
   int64_t c_row = 0, c_lines = 0, c_rows = 0;  // lines of a row, rows a step
+  int64_t before = 0;  // from C to the values before the activation; 0 without them
   NextOwn* own = nullptr;
 
   TESSERA_INLINE void Ask(int64_t step) const {
@@ -127,6 +129,7 @@ struct Ahead {
     for (int64_t r = 0; r < c_rows; ++r, line += c_row) {
       __builtin_prefetch(line, 1);
       if (c_lines > 1) __builtin_prefetch(line + 64, 1);
+      if (before != 0) __builtin_prefetch(line + before, 1);
     }
   }
 };
@@ -365,6 +368,9 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   if ((strip.first && args.accumulate) || strip.last) {
     ahead.c_row = args.ldc * element;
     ahead.c_lines = element / 2;
+    if (strip.last && args.pre_activation != nullptr) {
+      ahead.before = static_cast<const char*>(args.pre_activation) - static_cast<const char*>(args.c);
+    }
     ahead.c_rows = CeilDiv(kSliver, Larger(1, steps));
   } else if (strip.resumes) {
     ahead.c_row = kSliver * 4;
@@ -403,19 +409,31 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   }
 }
 
-// Begins to ask for what PackOwn reads of slivers [begin, end), all k; not where rows are so far apart (a
-// gradient of logits) that every one needs a translation of its address.
-void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t steps, NextOwn* next) {
+// Begins to ask for what PackOwn reads of slivers [begin, end) over steps [from, to) of k, in equal shares
+// over `calls` calls; not where rows are so far apart (a gradient of logits) that every one needs a
+// translation of its address.
+void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t from, int64_t to, int64_t calls,
+                  NextOwn* next) {
   const GemmArgs& args = *job.args;
   const MatrixRef& x = job.rows_owned ? args.a : args.b;
   const bool along_k = x.transposed != job.rows_owned;
   const int64_t size = DTypeBytes(x.dtype);
   constexpr int64_t kFar = int64_t{64} << 10;
   if (x.ld * size > kFar) return;
-  const int64_t first = begin * kSliver;
+  const int64_t first = begin * kSliver, k = from * kTileSteps;
   const int64_t width = Smaller(end * kSliver, job.rows_owned ? args.m : args.n) - first;
-  const char* data = static_cast<const char*>(x.data) + first * (along_k ? x.ld : 1) * size;
-  next->Begin(data, x.ld * size, along_k ? width : args.k, (along_k ? args.k : width) * size, steps);
+  const int64_t depth = Smaller(to * kTileSteps, args.k) - k;
+  const int64_t offset = along_k ? first * x.ld + k : k * x.ld + first;
+  next->Begin(static_cast<const char*>(x.data) + offset * size, x.ld * size, along_k ? width : depth,
+              (along_k ? depth : width) * size, calls);
+}
+
+// Whether what is packed next has a place in L2 beside `own` slivers and `tiles` whose chains rest, and is
+// asked for often enough: few chunks of k gain nothing by it (docs/decisions/0017).
+bool AsksBetweenChunks(const Job& job, int64_t own, int64_t tiles) {
+  constexpr int64_t kLeastChunks = 8, kMostBytes = int64_t{2304} << 10;
+  return job.steps >= kLeastChunks * job.chunk_steps &&
+         2 * own * job.chunk_steps * kStepBytes + tiles * kTileFloats * 4 <= kMostBytes;
 }
 
 // Own slivers [begin, end), at most job.own_slivers, times a part of the shared operand; those up to
@@ -427,8 +445,8 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
   Finishing finishing;
   NextOwn next_own;
   if (!rests && end < next_end) {
-    const int64_t steps = own_count * (shared.end - shared.begin) * job.steps;
-    BeginNextOwn(job, end, next_end, steps, &next_own);
+    const int64_t calls = own_count * (shared.end - shared.begin) * job.steps;
+    BeginNextOwn(job, end, next_end, 0, job.steps, calls, &next_own);
   }
   const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
@@ -445,6 +463,17 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
         block[i] = {chunk, chunk_steps, at, chunk_steps * (i + 1) / blocks - at};
         PackOwn(job, part, begin, end, block[i], buffers);
         ViewBlock(job, part, begin, end, block[i], buffers, &a[i], &b[i]);
+      }
+      if (rests && AsksBetweenChunks(job, own_count, own_count * (to - from))) {
+        const int64_t next_chunk = chunk + chunk_steps, calls = own_count * (to - from) * chunk_steps;
+        next_own = NextOwn();
+        if (next_chunk < job.steps) {
+          BeginNextOwn(job, begin, end, next_chunk, next_chunk + job.chunk_steps, calls, &next_own);
+        } else if (to < shared.end) {
+          BeginNextOwn(job, begin, end, 0, job.chunk_steps, calls, &next_own);
+        } else if (end < next_end) {
+          BeginNextOwn(job, end, next_end, 0, job.chunk_steps, calls, &next_own);
+        }
       }
       for (int64_t other = from; other < to; ++other) {
         for (int64_t i = 0; i < blocks; ++i) {

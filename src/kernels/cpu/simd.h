@@ -255,6 +255,6 @@ TESSERA_INLINE float MaxLane(F32 v) {
 
 // How far ahead passes over memory ask for what they need: a page, past which a processor asks for
 // nothing itself.
-inline constexpr int64_t kAheadBytes = 4096;
+inline constexpr int64_t kAheadBytes = 3584;
 
 }  // namespace tessera::kernels::TESSERA_ISA
