@@ -145,9 +145,9 @@ struct TileInput {
 enum class Streamed { kNone, kA, kB };
 
 // C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, at least one,
-// to `to`. between(step) is called among the products. Tiles of C are loaded right before their first
-// product and stored after their last, among those of the others. Where kCopies, A's tiles are stored at
-// `copy` as well, one after the other.
+// to `to`. between(step, TileIndex<p>) is called after the product of a step that is, of four, the p-th, for
+// every p. Tiles of C are loaded right before their first product and stored after their last, among those
+// of the others. Where kCopies, A's tiles are stored at `copy` as well, one after the other.
 template <Streamed kStreamed, int kRowTiles, int kColTiles, bool kCopies, class Between>
 TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b,
                                   const float* from, int64_t from_ld, float* to, int64_t to_ld,
@@ -185,12 +185,13 @@ TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileI
     begin(TileIndex<0>{});
     MultiplyTile<0, 4, 6>();
     copy_a(TileIndex<4>{});
-    between(s);
+    between(s, TileIndex<0>{});
     if constexpr (kCols) {
       load_b(TileIndex<7>{}, pb + b.second);
       begin(TileIndex<1>{});
       MultiplyTile<1, 4, 7>();
     }
+    between(s, TileIndex<1>{});
     end(TileIndex<0>{});
     if constexpr (kRows) {
       load_a(TileIndex<5>{}, pa + a.second);
@@ -198,11 +199,13 @@ TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileI
       MultiplyTile<2, 5, 6>();
       copy_a(TileIndex<5>{});
     }
+    between(s, TileIndex<2>{});
     if constexpr (kCols) end(TileIndex<1>{});
     if constexpr (kRows && kCols) {
       begin(TileIndex<3>{});
       MultiplyTile<3, 5, 7>();
     }
+    between(s, TileIndex<3>{});
     if constexpr (kRows) end(TileIndex<2>{});
     if constexpr (kRows && kCols) end(TileIndex<3>{});
     pa += a.step;

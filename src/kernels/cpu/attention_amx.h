@@ -32,7 +32,7 @@ inline void MultiplyOnTiles(Update update, const Product& p, int64_t row_begin, 
       const float* from = update == Update::kAdd ? c : nullptr;
       requests->Ask();
       MultiplyPart<Streamed::kA>(row_end - row, cols - col, steps, a, b, from, p.ldc, c, p.ldc, nullptr,
-                                 [](int64_t) {});
+                                 [](int64_t, auto) {});
     }
   }
 }

@@ -118,11 +118,10 @@ TESSERA_INLINE void DotColumn(const typename DotSteps<kWord>::A* a, int64_t ld_a
   int64_t step = 0;
   for (; step + kBlock <= k; step += kBlock) {
 #pragma GCC unroll 4
-    for (int64_t line = 0; line < kBlock; line += kLine) {
-      __builtin_prefetch(b + step + kAhead + line, 0, 2);
+    for (int c = 0; c < kChains; ++c) {
+      if (c * kSteps % kLine == 0) __builtin_prefetch(b + step + kAhead + c * kSteps, 0, 2);
+      add(Steps::Take(b + step + c * kSteps), step + c * kSteps, c);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) add(Steps::Take(b + step + c * kSteps), step + c * kSteps, c);
   }
 #pragma GCC unroll 4
   for (int c = 0; c < kChains; ++c, step += kSteps) {

@@ -109,28 +109,37 @@ class NextOwn {
 };
 
 // What is asked for among the steps of a tile: rows of the next shared sliver, the next tile of C, and what
-// is packed next.
+// is packed next. Lines that lie side by side are asked for one by one, between other products: two requests
+// in a row for neighbours take longer (docs/decisions/0018).
 struct Ahead {
   const char* shared = nullptr;  // the first of `shared_rows` rows, or null
   int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
   const char* c = nullptr;  // or null
   int64_t c_row = 0, c_lines = 0, c_rows = 0;  // lines of a row, rows a step
-  int64_t before = 0;  // from C to the values before the activation; 0 without them
   NextOwn* own = nullptr;
 
+  // After product kProduct of a step.
+  template <int kProduct>
   TESSERA_INLINE void Ask(int64_t step) const {
-    own->Ask();
-    if (shared != nullptr) {
-      const char* line = shared + step * shared_step;
-      for (int64_t r = 0; r < shared_rows; ++r) __builtin_prefetch(line + r * shared_row, 0, 2);
+    if constexpr (kProduct == 0) AskShared(step, 0);
+    if constexpr (kProduct == 1) AskC(step, 0);
+    if constexpr (kProduct == 2) {
+      own->Ask();
+      AskShared(step, 1);
     }
-    if (c == nullptr) return;
-    const char* line = c + step * c_rows * c_row;
-    for (int64_t r = 0; r < c_rows; ++r, line += c_row) {
-      __builtin_prefetch(line, 1);
-      if (c_lines > 1) __builtin_prefetch(line + 64, 1);
-      if (before != 0) __builtin_prefetch(line + before, 1);
-    }
+    if constexpr (kProduct == 3) AskC(step, 1);
+  }
+
+ private:
+  TESSERA_INLINE void AskShared(int64_t step, int64_t first) const {
+    if (shared == nullptr) return;
+    const char* line = shared + step * shared_step;
+    for (int64_t r = first; r < shared_rows; r += 2) __builtin_prefetch(line + r * shared_row, 0, 2);
+  }
+  TESSERA_INLINE void AskC(int64_t step, int64_t line) const {
+    if (c == nullptr || line >= c_lines) return;
+    const char* at = c + step * c_rows * c_row + line * 64;
+    for (int64_t r = 0; r < c_rows; ++r, at += c_row) __builtin_prefetch(at, 1);
   }
 };
 
@@ -273,9 +282,9 @@ void RunTile(const Job& job, const Slivers& a, const Slivers& b, const TileTask&
   const auto multiply = [&](auto streamed) TESSERA_INLINE_LAMBDA {
     MultiplyPart<streamed()>(rows, cols, task.steps, a.At(task.row_sliver), b.At(task.col_sliver),
                              from, from_ld, to, to_ld, task.copy,
-                             [&](int64_t step) TESSERA_INLINE_LAMBDA {
-                               finishing->Rows(finished_rows);
-                               task.ahead.Ask(step);
+                             [&](int64_t step, auto product) TESSERA_INLINE_LAMBDA {
+                               if constexpr (product() == 1) finishing->Rows(finished_rows);
+                               task.ahead.Ask<product()>(step);
                              });
   };
   if (job.rows_owned) multiply(std::integral_constant<Streamed, Streamed::kA>{});
@@ -368,9 +377,6 @@ void RunStrip(const Job& job, Slivers a, const Slivers& b, int64_t steps, const 
   if ((strip.first && args.accumulate) || strip.last) {
     ahead.c_row = args.ldc * element;
     ahead.c_lines = element / 2;
-    if (strip.last && args.pre_activation != nullptr) {
-      ahead.before = static_cast<const char*>(args.pre_activation) - static_cast<const char*>(args.c);
-    }
     ahead.c_rows = CeilDiv(kSliver, Larger(1, steps));
   } else if (strip.resumes) {
     ahead.c_row = kSliver * 4;

@@ -44,7 +44,7 @@ TESSERA_INLINE void ForManyVectors(int64_t begin, int64_t end, Body&& body) {
   ForVectors(i, end, body);
 }
 
-// In a body for Several<N>: asks for the lines a page after those at p. To write them, a core must own
+// In a body for Several<N>: asks for the lines some way after those at p. To write them, a core must own
 // them, which takes as long as to read them.
 template <bool kToWrite = false, class T, int N>
 TESSERA_INLINE void AskAhead(const T* p, Several<N>) {

@@ -111,7 +111,6 @@ void Row(const CrossEntropyArgs& args, int64_t row, float* spare) {
     ReduceMany<2, kTogether>(count, terms, [&](int64_t i, auto part, auto* acc) TESSERA_INLINE_LAMBDA {
       const float* ahead = next + vocab / 4 + (cut.first + i) / 2;
       __builtin_prefetch(ahead, 0, 2);
-      if constexpr (kTogether * kLanes > 32) __builtin_prefetch(ahead + 16, 0, 2);
       const auto l = Capped<kCap>(Load(from + i, part), cap, inverse);
       const auto shifted = l - Set(max);
       const auto e = Exp<true>(shifted);
@@ -123,6 +122,7 @@ void Row(const CrossEntropyArgs& args, int64_t row, float* spare) {
       }
       acc[0] = acc[0] + ZeroPast(e, part);
       if constexpr (kSmooth) acc[1] = acc[1] + ZeroPast(shifted, part);
+      if constexpr (kTogether * kLanes > 32) __builtin_prefetch(ahead + 16, 0, 2);
     });
     sums[0] += terms[0];
     sums[1] += terms[1];

@@ -193,7 +193,8 @@ struct Runs {
 template <class T, NormKind kKind, bool kGains, bool kAgain>
 void BackwardRangeAs(const NormBackwardArgs& args, int64_t first, int64_t last, float* dgain,
                      float* dbias) {
-  constexpr int kTogether = 8 / (int)sizeof(T);  // with the next ones they stay in the nearest cache
+  // With the next ones, and with y beside them, they stay in the nearest cache.
+  constexpr int kTogether = kAgain ? 1 : 2;
   int64_t row = first;
   for (; row + kTogether <= last; row += kTogether) {
     BackwardRows<T, kKind, kGains, kAgain, kTogether>(args, row, dgain, dbias);

@@ -27,10 +27,9 @@ inline double BlockSquares(const float* x, int64_t n) {
   F64 sums[kChains / kHalf] = {};
   int64_t i = 0;
   for (; i + kChains <= n; i += kChains) {
-    // A page ahead, where a core's own prefetching stops: a third more of the memory's rate.
-    __builtin_prefetch(x + i + kAheadBytes / 4);
-    __builtin_prefetch(x + i + kAheadBytes / 4 + kChains / 2);
     for (int64_t k = 0; k < kChains / kHalf; ++k) {
+      // Far ahead, where a core's own prefetching stops: a third more of the memory's rate.
+      if (k * kHalf % 16 == 0) __builtin_prefetch(x + i + kAheadBytes / 4 + k * kHalf);
       const F64 wide = LoadWide(x + i + k * kHalf);
       sums[k] += wide * wide;
     }
