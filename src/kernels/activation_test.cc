@@ -139,8 +139,8 @@ TEST(Activation, LargeInputsGoToTheirLimits) {
 }
 
 // An activation that a product applies to its result and one that a later pass applies to the
-// stored result must not differ: recomputation would change a run, and a prompt's length its answer. C = a b^T
-// with factors of which half need rounding.
+// stored result must not differ: a model that serves would not compute what the one that trained did. Half of
+// the rows' factors give products that bf16 has to round.
 TEST(Activation, HasTheBitsOfTheProductsEpilogue) {
   std::vector<uint8_t> memory(static_cast<size_t>(GemmWorkspaceBytes(1)) + 64);
   void* workspace = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;

@@ -435,7 +435,7 @@ void BeginNextOwn(const Job& job, int64_t begin, int64_t end, int64_t from, int6
 }
 
 // Whether what is packed next has a place in L2 beside `own` slivers and `tiles` whose chains rest, and is
-// asked for often enough: few chunks of k gain nothing by it (docs/decisions/0017).
+// asked for often enough: few chunks of k gain nothing by it (docs/decisions/0018).
 bool AsksBetweenChunks(const Job& job, int64_t own, int64_t tiles) {
   constexpr int64_t kLeastChunks = 8, kMostBytes = int64_t{2304} << 10;
   return job.steps >= kLeastChunks * job.chunk_steps &&

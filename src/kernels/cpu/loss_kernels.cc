@@ -122,6 +122,7 @@ void Row(const CrossEntropyArgs& args, int64_t row, float* spare) {
       }
       acc[0] = acc[0] + ZeroPast(e, part);
       if constexpr (kSmooth) acc[1] = acc[1] + ZeroPast(shifted, part);
+      // Apart from its neighbour: two requests in a row take longer (docs/decisions/0018).
       if constexpr (kTogether * kLanes > 32) __builtin_prefetch(ahead + 16, 0, 2);
     });
     sums[0] += terms[0];
