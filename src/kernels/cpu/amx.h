@@ -145,9 +145,10 @@ struct TileInput {
 enum class Streamed { kNone, kA, kB };
 
 // C [32][32] (or one tile of it) = `from` (zero where null) + A B over `steps` steps of k, at least one,
-// to `to`. between(step, TileIndex<p>) is called after the product of a step that is, of four, the p-th, for
-// every p. Tiles of C are loaded right before their first product and stored after their last, among those
-// of the others. Where kCopies, A's tiles are stored at `copy` as well, one after the other.
+// to `to`. between(step, TileIndex<p>) is called after each of a step's four products, p from 0, also where
+// one is left out for want of its tile. Tiles of C are loaded right before their first product and stored after
+// their last, among those of the others. Where kCopies, A's tiles are stored at `copy` as well, one after the
+// other.
 template <Streamed kStreamed, int kRowTiles, int kColTiles, bool kCopies, class Between>
 TESSERA_INLINE void MultiplySteps(int64_t steps, const TileInput& a, const TileInput& b,
                                   const float* from, int64_t from_ld, float* to, int64_t to_ld,

@@ -75,9 +75,9 @@ struct Slivers {
   }
 };
 
-// The own slivers of the next block before they are packed, asked for into L2 in the order of memory while
-// those of this one are multiplied. Where chains rest, they take up what that would need of L2, or most of it
-// (AsksBetweenChunks).
+// The own slivers that are packed next, those of the next chunk of k or of the next block, asked for into L2 in
+// the order of memory while the ones before them are multiplied. Where chains rest, they take up most of what
+// that needs of L2 (AsksBetweenChunks).
 class NextOwn {
  public:
   // `rows` rows of `bytes`, `stride` bytes apart, in equal shares over `steps` calls of Ask.
@@ -109,8 +109,8 @@ class NextOwn {
 };
 
 // What is asked for among the steps of a tile: rows of the next shared sliver, the next tile of C, and what
-// is packed next. Lines that lie side by side are asked for one by one, between other products: two requests
-// in a row for neighbours take longer (docs/decisions/0018).
+// is packed next. Lines that lie side by side have their turns after different products: two requests in a row
+// for neighbours take longer (docs/decisions/0018).
 struct Ahead {
   const char* shared = nullptr;  // the first of `shared_rows` rows, or null
   int64_t shared_step = 0, shared_row = 0, shared_rows = 0;
@@ -449,11 +449,6 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
   const bool rests = job.chunk_steps < job.steps;  // every tile's chains, from chunk to chunk
   const int64_t own_count = end - begin;
   Finishing finishing;
-  NextOwn next_own;
-  if (!rests && end < next_end) {
-    const int64_t calls = own_count * (shared.end - shared.begin) * job.steps;
-    BeginNextOwn(job, end, next_end, 0, job.steps, calls, &next_own);
-  }
   const int64_t most = rests ? Larger(1, kPartialTiles / own_count) : shared.end - shared.begin;
   for (int64_t from = shared.begin; from < shared.end; from += most) {
     const int64_t to = Smaller(shared.end, from + most);
@@ -470,9 +465,10 @@ void RunBlock(const Job& job, const SharedPart& shared, int64_t begin, int64_t e
         PackOwn(job, part, begin, end, block[i], buffers);
         ViewBlock(job, part, begin, end, block[i], buffers, &a[i], &b[i]);
       }
-      if (rests && AsksBetweenChunks(job, own_count, own_count * (to - from))) {
-        const int64_t next_chunk = chunk + chunk_steps, calls = own_count * (to - from) * chunk_steps;
-        next_own = NextOwn();
+      NextOwn next_own;
+      const int64_t tiles = own_count * (to - from);
+      if (!rests || AsksBetweenChunks(job, own_count, tiles)) {
+        const int64_t next_chunk = chunk + chunk_steps, calls = tiles * chunk_steps;
         if (next_chunk < job.steps) {
           BeginNextOwn(job, begin, end, next_chunk, next_chunk + job.chunk_steps, calls, &next_own);
         } else if (to < shared.end) {
